@@ -1,0 +1,30 @@
+"""`python -m benchmarks NAME [options]`: runs one benchmark, prints its report and writes benchmarks/results/NAME.json."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+NAMES = {
+    "startup": "posix_spawn to the first token on stdout",
+    "decode": "tokens per second of one stream, beside transformers",
+    "numerics": "perplexity and top-1 agreement on a text, beside transformers",
+    "build_memory": "anonymous memory of a build of a 6 GB checkpoint",
+    "cpu_kernels": "bandwidth and flops of single kernels",
+}
+
+
+def main() -> int:
+    """Dispatches to the benchmark's own command line."""
+    if len(sys.argv) < 2 or sys.argv[1] not in NAMES:  # noqa: PLR2004
+        print("usage: python -m benchmarks NAME [--help]\n", file=sys.stderr)
+        for name, purpose in NAMES.items():
+            print(f"  {name:14} {purpose}", file=sys.stderr)
+        return 2
+    name = sys.argv.pop(1)
+    importlib.import_module(f"benchmarks.{name}").main()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""``attention``: causal attention of a ragged batch over the paged KV cache, with grouped query heads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paiton_kernels.spec import (
+    COUNTS,
+    KV_BLOCK_TOKENS,
+    KV_CACHE,
+    PACKED_ELEMENT_BYTES,
+    PAGING,
+    WORKER_SCRATCH,
+    WORKER_SCRATCH_STRIDE,
+    Arg,
+    KernelSpec,
+    Macro,
+    Value,
+)
+
+ITEM_ROWS = 32
+"""Query rows (tokens x heads) that share one pass over K and V, unless the group itself is larger."""
+
+
+def _name(macros: Mapping[str, Value]) -> str:
+    kv = "_kvfp8" if macros["KV"] == "FP8" else ""
+    return f"q{macros['Q_HEADS']}_kv{macros['KV_HEADS']}_d{macros['HEAD_DIM']}{kv}"
+
+
+def _check(macros: Mapping[str, Value]) -> str:
+    if int(macros["HEAD_DIM"]) % 32:
+        return f"HEAD_DIM is {macros['HEAD_DIM']}, not a multiple of 32"
+    if int(macros["Q_HEADS"]) % int(macros["KV_HEADS"]):
+        return f"Q_HEADS {macros['Q_HEADS']} is not a multiple of KV_HEADS {macros['KV_HEADS']}"
+    return ""
+
+
+def _scratch(macros: Mapping[str, Value], _max_tokens: int) -> int:
+    group = int(macros["Q_HEADS"]) // int(macros["KV_HEADS"])
+    rows = -(-max(ITEM_ROWS, group) // 4) * 4
+    head = -(-int(macros["HEAD_DIM"]) // 64) * 64
+    queries, sums, block = rows * head * PACKED_ELEMENT_BYTES, rows * head * 4, KV_BLOCK_TOKENS * head * 4
+    return queries + sums + 2 * block + rows * (KV_BLOCK_TOKENS + 4) * 4
+
+
+ATTENTION = KernelSpec(
+    family="attention",
+    args=(
+        COUNTS,
+        Arg("q", "bf16*", "bf16[T][Q_HEADS*HEAD_DIM], after RoPE"),
+        *PAGING,
+        *KV_CACHE,
+        Arg("softmax_scale", "f64", "what scores are multiplied by"),
+        Arg("out", "mut bf16*", "bf16[T][Q_HEADS*HEAD_DIM]"),
+        WORKER_SCRATCH,
+        WORKER_SCRATCH_STRIDE,
+    ),
+    macros=(
+        Macro("Q_HEADS", "query heads of this rank"),
+        Macro("KV_HEADS", "KV heads of this rank"),
+        Macro("HEAD_DIM", "elements of a head"),
+        Macro("KV", "how K and V are stored", choices=("BF16", "FP8"), default="BF16"),
+    ),
+    name=_name,
+    check=_check,
+    scratch=_scratch,
+)
+
+
+def attention(
+    q: NDArray[np.float64],
+    k: NDArray[np.float64],
+    v: NDArray[np.float64],
+    positions: NDArray[np.int32],
+    softmax_scale: float,
+) -> NDArray[np.float64]:
+    """Attention of one request's tokens.
+
+    Args:
+        q: f64[T][Q_HEADS][D].
+        k: f64[P][KV_HEADS][D], the request's whole history in order.
+        v: like k.
+        positions: i32[T], each below P; token t attends positions 0..positions[t].
+        softmax_scale: what scores are multiplied by.
+
+    Returns:
+        f64[T][Q_HEADS][D].
+    """
+    group = q.shape[1] // k.shape[1]
+    keys, values = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
+    scores = np.einsum("thd,phd->thp", q, keys) * softmax_scale
+    future = np.arange(len(k))[None, :] > positions[:, None]
+    scores = np.where(future[:, None, :], -np.inf, scores)
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    return np.asarray(np.einsum("thp,phd->thd", weights, values))

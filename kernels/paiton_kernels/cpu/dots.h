@@ -1,0 +1,146 @@
+/* Tiles of dot products, on top of a level's vectors.
+ *
+ * A tile is LANES accumulators, one per (weight row, activation row), each a vector over K that takes blocks in
+ * ascending order; `reduce` turns them into LANES numbers by one tree. So a product's bits depend on its two rows only,
+ * never on the tile's form, its neighbours, or whether the weights came from a panel. */
+#pragma once
+#include "mathf.h"
+
+/* How the weight side of a tile is stored. */
+enum source { SOURCE_FP8, SOURCE_INT8, SOURCE_BF16, SOURCE_PANEL };
+
+#define PANEL_TOKENS (LANES / PANEL_ROWS)
+#define UNIT 16 /* weight rows that a caller hands out at once */
+
+INLINE int64_t source_bytes(enum source source)
+{
+    return source == SOURCE_PANEL ? X_BYTES : source == SOURCE_BF16 ? 2 : 1;
+}
+
+INLINE float source_factor(enum source source) { return source == SOURCE_FP8 ? FP8_FACTOR : 1.0f; }
+
+/* Bytes of one packed activation row, or of one row of a panel. */
+INLINE int64_t packed_bytes(int64_t k) { return round_up(k, 64) * X_BYTES; }
+
+INLINE block block_of(enum source source, const uint8_t *w)
+{
+    switch (source) {
+    case SOURCE_FP8: return block_fp8(w);
+    case SOURCE_INT8: return block_int8(w);
+    case SOURCE_BF16: return block_bf16(w);
+    default: return block_load(w);
+    }
+}
+
+/* Copies the last, incomplete block of a row and fills it up with zeros, so that nothing beyond the row is read. */
+INLINE void copy_tail(uint8_t *to, const uint8_t *from, int64_t bytes)
+{
+    for (int64_t i = 0; i < DOT_BLOCK * 2; i++) to[i] = 0;
+    for (int64_t i = 0; i < bytes; i++) to[i] = from[i];
+}
+
+/* out[t * rows + r] = weight row r times activation row t, for `rows` times LANES / rows products. Activation rows past
+ * `last` repeat it. */
+INLINE void tile(const enum source source, const int rows, const uint8_t *w, int64_t stride, const uint8_t *x,
+                 int64_t x_stride, int64_t last, int64_t k, float *out)
+{
+    const int tokens = LANES / rows;
+    const int64_t bytes = source_bytes(source), padded = source == SOURCE_PANEL ? round_up(k, DOT_BLOCK) : k;
+    const uint8_t *xs[LANES];
+    uint8_t tail[LANES][DOT_BLOCK * 2];
+    vf acc[LANES];
+    for (int i = 0; i < LANES; i++) acc[i] = vf_zero();
+    for (int t = 0; t < tokens; t++) xs[t] = x + min_i64(t, last) * x_stride;
+    int64_t blocks = padded / DOT_BLOCK, left = padded % DOT_BLOCK, x_at = 0;
+    for (;;) {
+        for (int64_t b = 0; b < blocks; b++, x_at += DOT_BLOCK * X_BYTES) {
+            block xb[LANES];
+            for (int t = 0; t < tokens; t++) xb[t] = block_load(xs[t] + x_at);
+            for (int r = 0; r < rows; r++) {
+                block wb = block_of(source, w + r * stride + b * (DOT_BLOCK * bytes));
+                for (int t = 0; t < tokens; t++) acc[t * rows + r] = dot(acc[t * rows + r], wb, xb[t]);
+            }
+        }
+        if (!left) break;
+        for (int r = 0; r < rows; r++) copy_tail(tail[r], w + r * stride + blocks * DOT_BLOCK * bytes, left * bytes);
+        w = tail[0], stride = sizeof tail[0], blocks = 1, left = 0;
+    }
+    reduce(acc, out);
+}
+
+#define DEFINE_TILE(name, source, rows)                                                                               \
+    UNUSED SHARED void name(const uint8_t *w, int64_t stride, const uint8_t *x, int64_t x_stride, int64_t last,       \
+                            int64_t k, float *out)                                                                    \
+    {                                                                                                                 \
+        tile(source, rows, w, stride, x, x_stride, last, k, out);                                                     \
+    }
+#define DEFINE_TILES(name, source)                                                                                    \
+    DEFINE_TILE(name##_1, source, LANES)                                                                              \
+    DEFINE_TILE(name##_2, source, LANES / 2)                                                                          \
+    DEFINE_TILE(name##_4, source, LANES / 4)
+
+DEFINE_TILES(tile_fp8, SOURCE_FP8)
+DEFINE_TILES(tile_int8, SOURCE_INT8)
+DEFINE_TILES(tile_bf16, SOURCE_BF16)
+DEFINE_TILE(tile_panel, SOURCE_PANEL, PANEL_ROWS)
+
+/* The tile of `tokens` (1, 2 or 4) activation rows, straight from stored weights. */
+INLINE void direct_tile(enum source source, int64_t tokens, const uint8_t *w, int64_t stride, const uint8_t *x,
+                        int64_t x_stride, int64_t last, int64_t k, float *out)
+{
+#define CHOOSE(name)                                                                                                  \
+    if (tokens == 1) name##_1(w, stride, x, x_stride, last, k, out);                                                  \
+    else if (tokens == 2) name##_2(w, stride, x, x_stride, last, k, out);                                             \
+    else name##_4(w, stride, x, x_stride, last, k, out)
+    if (source == SOURCE_FP8) { CHOOSE(tile_fp8); }
+    else if (source == SOURCE_INT8) { CHOOSE(tile_int8); }
+    else { CHOOSE(tile_bf16); }
+#undef CHOOSE
+}
+
+/* y[t * y_stride + r] = weight row r (of UNIT) times activation row t (of `count`), converting weights on the way. */
+INLINE void direct_unit(enum source source, const uint8_t *w, int64_t stride, const uint8_t *x, int64_t x_stride,
+                        int64_t count, int64_t k, float *y, int64_t y_stride)
+{
+    float out[LANES];
+    for (int64_t t0 = 0, tokens; t0 < count; t0 += tokens) {
+        int64_t left = count - t0;
+        tokens = left >= 3 ? 4 : left;
+        int64_t rows = LANES / tokens;
+        for (int64_t r0 = 0; r0 < UNIT; r0 += rows) {
+            direct_tile(source, tokens, w + r0 * stride, stride, x + t0 * x_stride, x_stride, left - 1, k, out);
+            for (int64_t t = 0; t < min_i64(tokens, left); t++)
+                for (int64_t r = 0; r < rows; r++) y[(t0 + t) * y_stride + r0 + r] = out[t * rows + r];
+        }
+    }
+}
+
+/* Converts UNIT weight rows into a panel. */
+INLINE void fill_panel(enum source source, const uint8_t *w, int64_t stride, int64_t k, uint8_t *panel)
+{
+    const int64_t bytes = source_bytes(source), panel_stride = packed_bytes(k), whole = k / DOT_BLOCK;
+    uint8_t tail[DOT_BLOCK * 2];
+    for (int64_t r = 0; r < UNIT; r++) {
+        const uint8_t *row = w + r * stride;
+        uint8_t *to = panel + r * panel_stride;
+        for (int64_t b = 0; b < whole; b++, to += DOT_BLOCK * X_BYTES)
+            block_store(to, block_of(source, row + b * DOT_BLOCK * bytes));
+        if (k % DOT_BLOCK) {
+            copy_tail(tail, row + whole * DOT_BLOCK * bytes, k % DOT_BLOCK * bytes);
+            block_store(to, block_of(source, tail));
+        }
+    }
+}
+
+/* y[t * y_stride + r] for UNIT panel rows and up to PANEL_TOKENS activation rows. */
+INLINE void panel_unit(const uint8_t *panel, const uint8_t *x, int64_t x_stride, int64_t count, int64_t k, float *y,
+                       int64_t y_stride)
+{
+    const int64_t panel_stride = packed_bytes(k);
+    float out[LANES];
+    for (int64_t r0 = 0; r0 < UNIT; r0 += PANEL_ROWS) {
+        tile_panel(panel + r0 * panel_stride, panel_stride, x, x_stride, count - 1, k, out);
+        for (int64_t t = 0; t < count; t++)
+            for (int64_t r = 0; r < PANEL_ROWS; r++) y[t * y_stride + r0 + r] = out[t * PANEL_ROWS + r];
+    }
+}

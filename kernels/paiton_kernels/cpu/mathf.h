@@ -1,0 +1,52 @@
+/* exp in f32, and sin/cos in f64 for large angles. Plain arithmetic without contraction: the same bits everywhere. */
+#pragma once
+#include "formats.h"
+
+/* e^x for x <= 88; below -87 the result is 0. Error below 1.5 ulp: x = n ln2 + r, |r| <= ln2/2, a polynomial of degree 6
+ * for e^r (Cephes expf's coefficients), and n added to the exponent. */
+INLINE float exp_f32(float x)
+{
+    float clamped = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer in the low bits */
+    float shifted = clamped * 1.44269504088896341f + magic;
+    float n = shifted - magic;
+    float r = clamped - n * 0.693359375f;
+    r = r - n * -2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    float scaled = float_of(bits_of(p) + (bits_of(shifted) << 23));
+    return x < -87.0f ? 0.0f : scaled;
+}
+
+/* sin and cos of x, |x| < 2^20, accurate to well below half an ulp of f32. Cody and Waite reduction by pi/2 in two parts
+ * (the first has 33 bits, so that n times it is exact), then Taylor series on |r| <= pi/4 to degree 13 and 14. */
+INLINE void sincos_f64(double x, double *sine, double *cosine)
+{
+    const double magic = 6755399441055744.0; /* 1.5 * 2^52 */
+    double n = (x * 0.63661977236758134308 + magic) - magic;
+    double r = (x - n * 1.57079632673412561417e+00) - n * 6.07710050650619224932e-11;
+    int64_t quadrant = (int64_t)n;
+    double z = r * r;
+    double s = 1.0 / 6227020800.0;
+    s = s * z - 1.0 / 39916800.0;
+    s = s * z + 1.0 / 362880.0;
+    s = s * z - 1.0 / 5040.0;
+    s = s * z + 1.0 / 120.0;
+    s = s * z - 1.0 / 6.0;
+    s = r + r * z * s;
+    double c = -1.0 / 87178291200.0;
+    c = c * z + 1.0 / 479001600.0;
+    c = c * z - 1.0 / 3628800.0;
+    c = c * z + 1.0 / 40320.0;
+    c = c * z - 1.0 / 720.0;
+    c = c * z + 1.0 / 24.0;
+    c = 1.0 - 0.5 * z + z * z * c;
+    double first = quadrant & 1 ? c : s, second = quadrant & 1 ? s : c;
+    *sine = quadrant & 2 ? -first : first;
+    *cosine = (quadrant + 1) & 2 ? -second : second;
+}

@@ -1,0 +1,77 @@
+/* Vectors for x86-64-v3 (AVX2, FMA, F16C): 8 floats. A block is 32 elements as four vectors in even/odd order, which is
+ * what two-byte lanes give for free. */
+#pragma once
+#include <immintrin.h>
+#include "formats.h"
+
+#define LANES 8
+#define DOT_BLOCK 32
+#define X_BYTES 4
+/* e4m3 codes become f16 by a shift, which divides them by 2^8; subnormals included, since vcvtph2ps handles those. */
+#define FP8_FACTOR 256.0f
+#define PANEL_ROWS 4
+#define PV_VECTORS 2
+#define PREFETCH(address) _mm_prefetch((const char *)(address), _MM_HINT_T0)
+
+typedef __m256 vf;
+typedef struct { __m256 v[4]; } block; /* elements 0 2 .. 14, 16 18 .. 30, 1 3 .. 15, 17 19 .. 31 */
+
+INLINE vf vf_zero(void) { return _mm256_setzero_ps(); }
+INLINE vf vf_set1(float x) { return _mm256_set1_ps(x); }
+INLINE vf vf_load(const float *p) { return _mm256_loadu_ps(p); }
+INLINE void vf_store(float *p, vf a) { _mm256_storeu_ps(p, a); }
+INLINE vf vf_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
+INLINE vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
+
+INLINE block block_fp8(const uint8_t *w)
+{
+    const __m256i mask = _mm256_set1_epi16((short)0xbf80);
+    __m256i bytes = _mm256_loadu_si256((const __m256i *)w);
+    __m256i even = _mm256_and_si256(_mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 1), mask);
+    __m256i odd = _mm256_and_si256(_mm256_srai_epi16(bytes, 1), mask);
+    return (block){{_mm256_cvtph_ps(_mm256_castsi256_si128(even)), _mm256_cvtph_ps(_mm256_extracti128_si256(even, 1)),
+                    _mm256_cvtph_ps(_mm256_castsi256_si128(odd)), _mm256_cvtph_ps(_mm256_extracti128_si256(odd, 1))}};
+}
+
+INLINE __m256 int16_to_f32(__m128i x) { return _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(x)); }
+
+INLINE block block_int8(const uint8_t *w)
+{
+    __m256i bytes = _mm256_loadu_si256((const __m256i *)w);
+    __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8), odd = _mm256_srai_epi16(bytes, 8);
+    return (block){{int16_to_f32(_mm256_castsi256_si128(even)), int16_to_f32(_mm256_extracti128_si256(even, 1)),
+                    int16_to_f32(_mm256_castsi256_si128(odd)), int16_to_f32(_mm256_extracti128_si256(odd, 1))}};
+}
+
+INLINE block block_bf16(const uint8_t *w)
+{
+    const __m256i high = _mm256_set1_epi32((int)0xffff0000);
+    __m256i a = _mm256_loadu_si256((const __m256i *)w), b = _mm256_loadu_si256((const __m256i *)(w + 32));
+    return (block){{_mm256_castsi256_ps(_mm256_slli_epi32(a, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(b, 16)),
+                    _mm256_castsi256_ps(_mm256_and_si256(a, high)), _mm256_castsi256_ps(_mm256_and_si256(b, high))}};
+}
+
+INLINE block block_load(const void *p)
+{
+    const float *f = p;
+    return (block){{vf_load(f), vf_load(f + 8), vf_load(f + 16), vf_load(f + 24)}};
+}
+
+INLINE void block_store(void *p, block b)
+{
+    for (int i = 0; i < 4; i++) vf_store((float *)p + 8 * i, b.v[i]);
+}
+
+INLINE vf dot(vf acc, block w, block x)
+{
+    for (int i = 0; i < 4; i++) acc = _mm256_fmadd_ps(w.v[i], x.v[i], acc);
+    return acc;
+}
+
+/* out[i] = the sum of acc[i]'s lanes: pairs, then pairs of pairs, then the two halves. */
+INLINE void reduce(const vf acc[LANES], float *out)
+{
+    __m256 a = _mm256_hadd_ps(_mm256_hadd_ps(acc[0], acc[1]), _mm256_hadd_ps(acc[2], acc[3]));
+    __m256 b = _mm256_hadd_ps(_mm256_hadd_ps(acc[4], acc[5]), _mm256_hadd_ps(acc[6], acc[7]));
+    vf_store(out, _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31)));
+}

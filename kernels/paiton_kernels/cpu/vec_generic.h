@@ -1,0 +1,71 @@
+/* Vectors for any x86-64, without intrinsics: the reference. Four floats, which the compiler keeps in an SSE register. */
+#pragma once
+#include "formats.h"
+
+#define LANES 4
+#define DOT_BLOCK 16 /* elements per block, in their natural order */
+#define X_BYTES 4    /* bytes per packed element */
+#define FP8_FACTOR 1.0f
+#define PANEL_ROWS 2
+#define PV_VECTORS 2
+#define PREFETCH(address) __builtin_prefetch(address)
+
+typedef float vf __attribute__((vector_size(16)));
+typedef struct { vf v[4]; } block;
+
+INLINE vf vf_set1(float x) { return (vf){x, x, x, x}; }
+INLINE vf vf_zero(void) { return vf_set1(0.0f); }
+INLINE vf vf_load(const float *p) { return (vf){p[0], p[1], p[2], p[3]}; }
+
+INLINE void vf_store(float *p, vf a)
+{
+    for (int i = 0; i < LANES; i++) p[i] = a[i];
+}
+
+INLINE vf vf_mul(vf a, vf b) { return a * b; }
+INLINE vf vf_fma(vf a, vf b, vf c) { return a * b + c; } /* rounded twice: baseline x86-64 has no FMA */
+
+INLINE block block_load(const void *p)
+{
+    const float *f = p;
+    return (block){{vf_load(f), vf_load(f + 4), vf_load(f + 8), vf_load(f + 12)}};
+}
+
+INLINE void block_store(void *p, block b)
+{
+    for (int i = 0; i < 4; i++) vf_store((float *)p + 4 * i, b.v[i]);
+}
+
+INLINE block block_fp8(const uint8_t *w)
+{
+    float f[DOT_BLOCK];
+    for (int i = 0; i < DOT_BLOCK; i++) f[i] = e4m3_to_f32(w[i]);
+    return block_load(f);
+}
+
+INLINE block block_int8(const uint8_t *w)
+{
+    float f[DOT_BLOCK];
+    for (int i = 0; i < DOT_BLOCK; i++) f[i] = (float)(int8_t)w[i];
+    return block_load(f);
+}
+
+INLINE block block_bf16(const uint8_t *w)
+{
+    const uint16_t *bits = (const uint16_t *)w;
+    float f[DOT_BLOCK];
+    for (int i = 0; i < DOT_BLOCK; i++) f[i] = bf16_to_f32(bits[i]);
+    return block_load(f);
+}
+
+INLINE vf dot(vf acc, block w, block x)
+{
+    for (int i = 0; i < 4; i++) acc = vf_fma(w.v[i], x.v[i], acc);
+    return acc;
+}
+
+/* out[i] = the sum of acc[i]'s lanes: (0 + 2) + (1 + 3). */
+INLINE void reduce(const vf acc[LANES], float *out)
+{
+    for (int i = 0; i < LANES; i++) out[i] = (acc[i][0] + acc[i][2]) + (acc[i][1] + acc[i][3]);
+}

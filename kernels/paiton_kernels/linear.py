@@ -1,0 +1,148 @@
+"""``linear``: activations times a weight matrix [N, K], fused with what comes before and after it.
+
+In front: RMSNorm, rounding to bf16 or e4m3, the choice of rows. Behind: store, add to the residual stream, SiLU-mul, or
+RoPE with the write of K and V into the cache. The decode form reads each weight once for up to eight rows; the prefill
+form converts panels of weights once and multiplies them with every row of the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paiton_kernels.pack import INPUT_ARGS, INPUT_MACROS, check_input, input_name, input_scratch
+from paiton_kernels.spec import (
+    KV_BLOCK_TOKENS,
+    COUNTS,
+    KV_CACHE,
+    PACKED_ELEMENT_BYTES,
+    PAGING,
+    WORKER_SCRATCH,
+    WORKER_SCRATCH_STRIDE,
+    Arg,
+    KernelSpec,
+    Macro,
+    Value,
+)
+
+DECODE_ROWS = 8
+"""Rows that the decode form takes in one pass over the weights."""
+
+UNIT_ROWS = 16
+"""Weight rows (pairs of rows for ROPE and SILU) in one unit of work."""
+
+WEIGHT_BYTES = {"FP8": 1, "INT8": 1, "BF16": 2}
+
+
+def _name(macros: Mapping[str, Value]) -> str:
+    k, weight = int(macros["K"]), str(macros["WEIGHT"])
+    stride = "" if macros["ROW_STRIDE"] == k * WEIGHT_BYTES[weight] else f"_s{macros['ROW_STRIDE']}"
+    epilogue = str(macros["EPILOGUE"]).lower()
+    if epilogue == "rope":
+        epilogue += f"_q{macros['Q_HEADS']}_kv{macros['KV_HEADS']}_d{macros['HEAD_DIM']}"
+        epilogue += "_kvfp8" if macros["KV"] == "FP8" else ""
+    parts = (weight.lower(), f"n{macros['N']}", f"k{k}{stride}", input_name(macros), epilogue, str(macros["FORM"]).lower())
+    return "_".join(parts)
+
+
+def _check(macros: Mapping[str, Value]) -> str:
+    n, k, weight, epilogue = int(macros["N"]), int(macros["K"]), str(macros["WEIGHT"]), macros["EPILOGUE"]
+    if n < UNIT_ROWS:
+        return f"N is {n}, less than {UNIT_ROWS}"
+    if int(macros["ROW_STRIDE"]) < k * WEIGHT_BYTES[weight]:
+        return f"ROW_STRIDE {macros['ROW_STRIDE']} is less than a row of {k} {weight}"
+    if epilogue == "SILU" and n % (2 * UNIT_ROWS):
+        return f"N is {n} with SILU, not a multiple of {2 * UNIT_ROWS}"
+    if epilogue == "ROPE":
+        q_heads, kv_heads, head_dim = int(macros["Q_HEADS"]), int(macros["KV_HEADS"]), int(macros["HEAD_DIM"])
+        if head_dim == 0 or head_dim % (2 * UNIT_ROWS):
+            return f"HEAD_DIM is {head_dim}, not a multiple of {2 * UNIT_ROWS}"
+        if n != (q_heads + 2 * kv_heads) * head_dim:
+            return f"N is {n}, not ({q_heads} + 2*{kv_heads}) heads of {head_dim}"
+    elif any(macros[name] for name in ("Q_HEADS", "KV_HEADS", "HEAD_DIM")):
+        return f"heads given with EPILOGUE={epilogue}"
+    return check_input(macros)
+
+
+def _scratch(macros: Mapping[str, Value], _max_tokens: int) -> int:
+    row = PACKED_ELEMENT_BYTES * -(-int(macros["K"]) // 64) * 64
+    rows = DECODE_ROWS if macros["FORM"] == "DECODE" else 2 * UNIT_ROWS
+    return rows * row + input_scratch(macros)
+
+
+LINEAR = KernelSpec(
+    family="linear",
+    args=(
+        COUNTS,
+        *INPUT_ARGS,
+        Arg("weight", "const void*", "[N][K] e4m3, int8 or bf16, rows ROW_STRIDE bytes apart"),
+        Arg("scale", "f32*", "f32[N]: what each output is multiplied by (not read for WEIGHT=BF16)"),
+        Arg("packed", "const void*", "rows written by `pack` (FORM=PREFILL)"),
+        Arg("packed_scale", "f32*", "f32[T] written by `pack` (FORM=PREFILL)"),
+        Arg("out", "void*", "f32 for STORE and ADD, bf16 for SILU and for ROPE's q"),
+        Arg("out_stride", "i64", "elements from one output row to the next (not ROPE)"),
+        Arg("out_col", "i64", "column of the first output (STORE, ADD)"),
+        Arg("rope", "f32*", "f32[T][HEAD_DIM] written by `rope_table` (ROPE)"),
+        *PAGING,
+        *KV_CACHE,
+        WORKER_SCRATCH,
+        WORKER_SCRATCH_STRIDE,
+    ),
+    macros=(
+        Macro("N", "rows of the weight matrix"),
+        Macro("K", "columns of the weight matrix"),
+        Macro("ROW_STRIDE", "bytes from one weight row to the next"),
+        Macro("WEIGHT", "how weights are stored", choices=("FP8", "INT8", "BF16")),
+        *INPUT_MACROS,
+        Macro("FORM", "own packing and few rows, or packed rows in any number", choices=("DECODE", "PREFILL")),
+        Macro("EPILOGUE", "what becomes of the product", choices=("STORE", "ADD", "SILU", "ROPE")),
+        Macro("Q_HEADS", "query heads (ROPE)", default=0, minimum=0),
+        Macro("KV_HEADS", "KV heads (ROPE)", default=0, minimum=0),
+        Macro("HEAD_DIM", "elements of a head (ROPE)", default=0, minimum=0),
+        Macro("KV", "how K and V are stored (ROPE)", choices=("BF16", "FP8"), default="BF16"),
+    ),
+    name=_name,
+    check=_check,
+    scratch=_scratch,
+)
+
+
+def linear(
+    x: NDArray[np.float64],
+    x_scale: NDArray[np.float64],
+    weight: NDArray[np.float64],
+    weight_scale: NDArray[np.float64] | None,
+) -> NDArray[np.float64]:
+    """Returns f64[T][N]: the product of packed activations with a weight matrix, scaled.
+
+    Args:
+        x: f64[T][K], already rounded (:func:`paiton_kernels.pack.activations`).
+        x_scale: f64[T].
+        weight: f64[N][K], the stored values.
+        weight_scale: f64[N], or None for WEIGHT=BF16.
+    """
+    product = x @ weight.T * x_scale[:, None]
+    return np.asarray(product if weight_scale is None else product * weight_scale[None, :])
+
+
+def silu_mul(product: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns f64[T][N/2]: silu of the first half of the columns times the second half."""
+    gate, up = np.split(product, 2, axis=1)
+    return np.asarray(gate / (1 + np.exp(-gate)) * up)
+
+
+def rotate(heads: NDArray[np.float64], table: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Applies RoPE to f64[T][heads][D] with f64[T][D] of cosines and sines; pairs are (i, i + D/2)."""
+    half = heads.shape[-1] // 2
+    cos, sin = table[:, None, :half], table[:, None, half:]
+    low, high = heads[..., :half], heads[..., half:]
+    return np.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
+
+
+def kv_slots(
+    positions: NDArray[np.int32], request_of: NDArray[np.int32], block_tables: NDArray[np.int32]
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Returns the KV block and the place within it of every token."""
+    return block_tables[request_of, positions // KV_BLOCK_TOKENS], positions % KV_BLOCK_TOKENS

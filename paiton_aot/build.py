@@ -1,0 +1,184 @@
+"""The build: checkpoint to bundle, stage by stage. Nothing appears at the output path until everything is done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import paiton_aot
+from paiton_aot.checkpoint import open_checkpoint
+from paiton_aot.checkpoint.base import Checkpoint, TokenizerFiles, expect_tensor
+from paiton_aot.convert import write_tensors
+from paiton_aot.goldens import make_goldens
+from paiton_aot.lower import Lowered, lower
+from paiton_aot.options import BuildOptions
+from paiton_aot.progress import Progress
+from paiton_artifacts.layout import RUNTIME_ABI
+from paiton_artifacts.plan import Plan, encode_plan
+from paiton_artifacts.schema import Blob, CodeObject, Manifest, PlanFile, Tokenizer
+from paiton_artifacts.writer import BundleWriter
+from paiton_kernels.cpu.compile import COMPILER, LEVELS, compile_level
+
+_FLOATS = ("bf16", "f16", "f32")
+FORMAT_MINOR = 0
+
+
+@dataclass(slots=True)
+class BuildResult:
+    """What a build did: for `--json` and for the last line on the terminal."""
+
+    bundle: Path
+    lowered: Lowered
+    bytes: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Times one stage of the build, in seconds of wall time."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def build(model: Path, output: Path, options: BuildOptions, *, force: bool = False, show: bool = False) -> BuildResult:
+    """Builds a bundle of `model` at `output`.
+
+    Args:
+        model: a Hugging Face directory or a GGUF file.
+        output: directory to create.
+        options: what to build.
+        force: replace an existing output, once the new bundle is complete.
+        show: draw progress bars on stderr.
+
+    Raises:
+        PaitonError: see `paiton_artifacts.errors`; nothing is left behind.
+    """
+    with ExitStack() as stack:
+        writer = stack.enter_context(BundleWriter(output, force=force))
+        started = time.perf_counter()
+        checkpoint = stack.enter_context(open_checkpoint(model))
+        result = BuildResult(output, lower(checkpoint, options))
+        check_tensors(checkpoint, result.lowered)
+        tokenizer = checkpoint.tokenizer()
+        result.seconds["read and lower"] = time.perf_counter() - started
+        manifest = _write(writer, checkpoint, tokenizer, options, result, Progress(show))
+        with result.stage("verify"):
+            mode = "fp8" if "fp8" in (options.act, options.kv) else "bf16"
+            goldens = make_goldens(writer.directory, tokenizer.tokenizer_json, mode)
+        with result.stage("write"):
+            writer.write_manifest(replace(manifest, goldens=goldens))
+            result.bytes = sum(f.stat().st_size for f in writer.directory.rglob("*") if f.is_file())
+            writer.commit()
+    return result
+
+
+def check_tensors(checkpoint: Checkpoint, lowered: Lowered) -> None:
+    """Checks names, shapes and dtypes of all sources, from headers alone.
+
+    Raises:
+        MissingTensorError, TensorShapeError: the checkpoint does not hold what its configuration implies.
+    """
+    for spec in lowered.specs:
+        for source in spec.sources:
+            if source.name:
+                quantized = checkpoint.quantization is not None and spec.storage == "fp8_e4m3fn"
+                expect_tensor(checkpoint, source.name, source.shape, ("fp8_e4m3fn",) if quantized else _FLOATS)
+                if quantized:
+                    checkpoint.tensor(f"{source.name}_scale")
+
+
+def _write(
+    writer: BundleWriter,
+    checkpoint: Checkpoint,
+    tokenizer: TokenizerFiles,
+    options: BuildOptions,
+    result: BuildResult,
+    progress: Progress,
+) -> Manifest:
+    """Writes every file but the final manifest; the one it leaves has no goldens yet."""
+    lowered = result.lowered
+    with result.stage("compile"):
+        code = _write_code(writer, lowered, options, progress)
+    with result.stage("convert"):
+        blobs = _write_blobs(writer, checkpoint, lowered, options.tp, progress)
+    with result.stage("plan"):
+        plans = tuple(_write_plan(writer, plan) for plan in lowered.cpu.plans)
+    manifest = Manifest(
+        format_minor=FORMAT_MINOR,
+        runtime_abi=RUNTIME_ABI,
+        generator=f"paiton-aot {paiton_aot.__version__}",
+        model=lowered.facts,
+        tp=options.tp,
+        blobs=blobs,
+        tensors=tuple(lowered.tensors),
+        memory=(lowered.cpu.memory,),
+        code_objects=code,
+        plans=plans,
+        tokenizer=_write_tokenizer(writer, tokenizer),
+        goldens=(),
+    )
+    writer.write_manifest(manifest)
+    return manifest
+
+
+def _write_code(
+    writer: BundleWriter, lowered: Lowered, options: BuildOptions, progress: Progress
+) -> tuple[CodeObject, ...]:
+    levels = options.levels or LEVELS
+    symbols = tuple(sorted(variant.symbol for variant in lowered.cpu.variants))
+    objects = []
+    with progress.bar("compile", len(levels), "level") as advance:
+        for level in levels:
+            code = compile_level(level, lowered.cpu.variants, options.cache_dir)
+            entry = writer.add_file(f"code/cpu/{level}.so", code)
+            objects.append(CodeObject("cpu", level, entry, symbols, COMPILER))
+            advance(1)
+    return tuple(objects)
+
+
+def _write_blobs(
+    writer: BundleWriter, checkpoint: Checkpoint, lowered: Lowered, tp: int, progress: Progress
+) -> tuple[Blob, ...]:
+    table = {tensor.name: tensor for tensor in lowered.tensors}
+    total = source_bytes(checkpoint, lowered)
+    with ExitStack() as stack:
+        files = [stack.enter_context(writer.create_blob(rank)) for rank in range(tp)]
+        for file in files:
+            file.truncate(lowered.blob_bytes)
+        with progress.bar("convert", total, "B") as advance:
+            write_tensors(checkpoint, lowered.specs, table, files, advance)
+    with progress.bar("digest", tp, "rank") as advance:
+        blobs = []
+        for rank in range(tp):
+            blobs.append(writer.finish_blob(rank, lowered.blob_bytes, lowered.tensors))
+            advance(1)
+    return tuple(blobs)
+
+
+def source_bytes(checkpoint: Checkpoint, lowered: Lowered) -> int:
+    """Returns the checkpoint bytes that a build reads, as stored or, for GGUF, as dequantised."""
+    names = [source.name for spec in lowered.specs for source in spec.sources if source.name]
+    return sum(checkpoint.tensor(name).nbytes for name in names)
+
+
+def _write_plan(writer: BundleWriter, plan: Plan) -> PlanFile:
+    path = f"plans/{plan.target}/{plan.family}-t{plan.tokens}-r{plan.requests}.plan"
+    entry = writer.add_file(path, encode_plan(plan))
+    return PlanFile(plan.target, plan.profile, plan.family, plan.tokens, plan.requests, entry)
+
+
+def _write_tokenizer(writer: BundleWriter, files: TokenizerFiles) -> Tokenizer:
+    template = None
+    if files.chat_template is not None:
+        template = writer.add_file("tokenizer/chat_template.jinja", files.chat_template.encode())
+    return Tokenizer(writer.add_file("tokenizer/tokenizer.json", files.tokenizer_json), template, files.add_bos)
+
+
+def kernel_symbols(lowered: Lowered) -> Sequence[str]:
+    """Returns the names of the kernels that the plans launch, sorted."""
+    return sorted(variant.symbol for variant in lowered.cpu.variants)

@@ -1,0 +1,80 @@
+"""Typed access to configuration and metadata that somebody else wrote."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from paiton_artifacts.errors import CheckpointFormatError
+
+MAX_INT = (1 << 31) - 1
+
+
+class Fields:
+    """Typed access to a JSON object; an error names the file, the field and its value."""
+
+    def __init__(self, values: Mapping[str, object], what: str) -> None:
+        self.values = values
+        self.what = what
+
+    def integer(self, name: str, default: int | None = None) -> int:
+        """Returns a positive integer."""
+        value = self._value(name, default)
+        if type(value) is not int or not 0 < value <= MAX_INT:
+            raise self._wrong(name, value, "a positive integer")
+        return value
+
+    def number(self, name: str, default: float | None = None) -> float:
+        """Returns a positive, finite number."""
+        value = self._value(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise self._wrong(name, value, "a positive number")
+        return float(value)
+
+    def flag(self, name: str) -> bool:
+        """Returns a truth value; absent is false."""
+        value = self._value(name, default=False)
+        if not isinstance(value, bool):
+            raise self._wrong(name, value, "true or false")
+        return value
+
+    def section(self, name: str) -> Fields | None:
+        """Returns an object; None where it is absent or null."""
+        value = self.values.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise self._wrong(name, value, "an object")
+        return Fields(value, f"{self.what} {name}")
+
+    def strings(self, name: str) -> list[str]:
+        """Returns a list of strings; absent and null are empty."""
+        value = self.values.get(name) or []
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise self._wrong(name, value, "a list of strings")
+        return value
+
+    def token_ids(self, name: str, vocab_size: int) -> tuple[int, ...]:
+        """Returns one or several token ids; absent and null are empty."""
+        value = self.values.get(name)
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(type(item) is int and 0 <= item < vocab_size for item in ids):
+            raise self._wrong(name, value, f"token ids below the vocabulary size {vocab_size}")
+        return tuple(ids)
+
+    def _value(self, name: str, default: object) -> object:
+        value = self.values.get(name)
+        if value is None:
+            value = default
+        if value is None:
+            raise CheckpointFormatError(
+                f"{self.what} has no field {name}", hint="the checkpoint is incomplete: fetch it again"
+            )
+        return value
+
+    def _wrong(self, name: str, value: object, expected: str) -> CheckpointFormatError:
+        return self.error(f"{name} {repr(value)[:80]}, expected {expected}")
+
+    def error(self, problem: str) -> CheckpointFormatError:
+        """Returns an error about the object's content."""
+        return CheckpointFormatError(f"{self.what} has {problem}", hint="correct the field or fetch the file again")

@@ -1,0 +1,118 @@
+"""Metadata of a GGUF file, read into a `ModelConfig`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from paiton_aot.checkpoint.base import Llama3Scaling, ModelConfig
+from paiton_aot.checkpoint.fields import Fields
+from paiton_aot.checkpoint.llama_config import DEFAULT_ROPE_THETA
+from paiton_artifacts.errors import UnsupportedArchitectureError, UnsupportedError
+
+ARCHITECTURES = {"llama": "LlamaForCausalLM"}
+ROPE_FACTORS = "rope_freqs.weight"
+LLAMA3 = Llama3Scaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=8192)
+EOS_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
+
+
+def parse_config(
+    metadata: Mapping[str, object], what: str, *, tied: bool, rope_factors: Sequence[float] | None
+) -> ModelConfig:
+    """Returns the model's facts.
+
+    Args:
+        metadata: of the file.
+        what: names the file in errors.
+        tied: the file has no output matrix of its own.
+        rope_factors: what llama.cpp divides the rotary frequencies by, where the file says so.
+
+    Raises:
+        UnsupportedArchitectureError: another architecture than Llama, or a variant of it that we do not lower.
+        UnsupportedError: a kind of RoPE scaling that we do not compute, or a file that is one of several parts.
+        CheckpointFormatError: a field is missing or of the wrong type.
+    """
+    fields = Fields(metadata, what)
+    _check_variant(fields)
+    hidden = fields.integer("llama.embedding_length")
+    heads = fields.integer("llama.attention.head_count")
+    kv_heads = fields.integer("llama.attention.head_count_kv", heads)
+    head_dim = fields.integer("llama.attention.key_length", hidden // heads)
+    if heads % kv_heads:
+        raise fields.error(f"{heads} attention heads for {kv_heads} KV heads, which do not divide them")
+    for name in ("llama.rope.dimension_count", "llama.attention.value_length"):
+        if fields.integer(name, head_dim) != head_dim:
+            raise UnsupportedError(f"{what} has {name} {metadata[name]}", hint=f"supported: the head size, {head_dim}")
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    vocab_size = fields.integer("llama.vocab_size", len(tokens) if isinstance(tokens, list) else None)
+    theta = fields.number("llama.rope.freq_base", DEFAULT_ROPE_THETA)
+    bos = fields.token_ids("tokenizer.ggml.bos_token_id", vocab_size)
+    eos = [id_ for key in EOS_KEYS for id_ in fields.token_ids(f"tokenizer.ggml.{key}", vocab_size)]
+    return ModelConfig(
+        architecture=ARCHITECTURES["llama"],
+        layers=fields.integer("llama.block_count"),
+        hidden_size=hidden,
+        intermediate_size=fields.integer("llama.feed_forward_length"),
+        attention_heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        vocab_size=vocab_size,
+        max_position=fields.integer("llama.context_length"),
+        rms_norm_eps=fields.number("llama.attention.layer_norm_rms_epsilon"),
+        rope_theta=theta,
+        rope_scaling=_scaling(rope_factors, theta, head_dim, what),
+        tied_embeddings=tied,
+        bos_token_id=bos[0] if bos else None,
+        eos_token_ids=tuple(dict.fromkeys(eos)),
+    )
+
+
+def _check_variant(fields: Fields) -> None:
+    metadata, what = fields.values, fields.what
+    architecture = metadata.get("general.architecture")
+    if architecture not in ARCHITECTURES:
+        raise UnsupportedArchitectureError(
+            f"{what} has architecture {architecture!r}", hint=f"supported: {', '.join(ARCHITECTURES)}"
+        )
+    if metadata.get("llama.expert_count", 0) != 0:
+        raise UnsupportedArchitectureError(
+            f"{what} has {metadata['llama.expert_count']} experts", hint="supported: models without experts"
+        )
+    if metadata.get("split.count", 1) not in (0, 1):
+        raise UnsupportedError(
+            f"{what} is one of {metadata['split.count']} parts", hint="join them with llama-gguf-split --merge"
+        )
+    scaling = metadata.get("llama.rope.scaling.type", "none")
+    linear = metadata.get("llama.rope.scale_linear", 1.0)
+    if scaling != "none" or linear != 1.0:
+        shown = f"rope.scaling.type {scaling!r}" if scaling != "none" else f"rope.scale_linear {linear!r}"
+        raise UnsupportedError(f"{what} has {shown}", hint="supported: none, and Llama 3's rope_freqs")
+
+
+def _scaling(factors: Sequence[float] | None, theta: float, head_dim: int, what: str) -> Llama3Scaling | None:
+    """Recovers Llama 3's scaling from the factors that llama.cpp's converter made of it.
+
+    The converter keeps the factors and drops the parameters. All published models share all but the largest factor.
+    """
+    if factors is None or all(factor == 1.0 for factor in factors):
+        return None
+    scaling = Llama3Scaling(max(factors), LLAMA3.low_freq_factor, LLAMA3.high_freq_factor, LLAMA3.original_max_position)
+    expected = [_divisor(theta ** (-2 * i / head_dim), scaling) for i in range(head_dim // 2)]
+    if len(factors) != len(expected) or not all(map(_close, factors, expected)):
+        raise UnsupportedError(
+            f"{what} has rotary factors ({ROPE_FACTORS}) other than Llama 3's",
+            hint="build from the original checkpoint",
+        )
+    return scaling
+
+
+def _divisor(frequency: float, scaling: Llama3Scaling) -> float:
+    """Returns what Llama 3's scaling divides a rotary frequency by."""
+    turns = scaling.original_max_position * frequency / (2 * math.pi)
+    smooth = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    smooth = min(1.0, max(0.0, smooth))
+    return 1 / ((1 - smooth) / scaling.factor + smooth)
+
+
+def _close(value: float, expected: float) -> bool:
+    return math.isclose(value, expected, rel_tol=1e-4)

@@ -1,0 +1,127 @@
+"""A Hugging Face directory: config.json, safetensors files (one, or shards with an index), tokenizer files."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from paiton_aot.checkpoint.base import Checkpoint, SourceTensor, TokenizerFiles
+from paiton_aot.checkpoint.fields import Fields
+from paiton_aot.checkpoint.files import AGAIN, CheckpointFile, read_object
+from paiton_aot.checkpoint.fp8 import parse_quantization
+from paiton_aot.checkpoint.huggingface_tokenizer import read_tokenizer
+from paiton_aot.checkpoint.llama_config import parse_config
+from paiton_aot.checkpoint.safetensors_file import read_header
+from paiton_artifacts.errors import (
+    CheckpointFormatError,
+    CheckpointNotFoundError,
+    DuplicateTensorError,
+    MissingTensorError,
+    UnsupportedQuantizationError,
+)
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+MAX_SHARDS = 4096
+
+
+class HuggingFaceCheckpoint(Checkpoint):
+    """A directory as transformers' `save_pretrained` writes it. Raises what its parts raise; see the modules above.
+
+    Raises:
+        CheckpointNotFoundError: the directory holds no config.json or no weights.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        config_path = path / "config.json"
+        if not config_path.is_file():
+            raise CheckpointNotFoundError(f"{path} holds no config.json", hint="give the directory of a checkpoint")
+        config = read_object(config_path)
+        generation_path = path / "generation_config.json"
+        generation = read_object(generation_path) if generation_path.is_file() else {}
+        facts = parse_config(config, generation, str(config_path))
+        if (path / "hf_quant_config.json").exists() and config.get("quantization_config") is None:
+            raise UnsupportedQuantizationError(
+                f"{path}/hf_quant_config.json says that the weights are quantised by modelopt",
+                hint="build from the bf16 checkpoint, or from one with quant_method fp8",
+            )
+        with contextlib.ExitStack() as opened:
+            tensors = _open_tensors(path, opened)
+            quantization = parse_quantization(config, tensors, facts.layers, str(config_path))
+            self._files = opened.pop_all()
+        super().__init__(path.resolve().name, facts, tensors, quantization)
+
+    def tokenizer(self) -> TokenizerFiles:
+        """Returns the directory's tokenizer; see `Checkpoint.tokenizer`."""
+        return read_tokenizer(self._path)
+
+    def close(self) -> None:
+        """Closes the weight files; may be called again."""
+        self._files.close()
+
+
+def _open_tensors(path: Path, opened: contextlib.ExitStack) -> dict[str, SourceTensor]:
+    """Returns the tensors of all weight files; the files are closed with `opened`."""
+    # In transformers' order: a single file wins over an index.
+    if (path / SINGLE).is_file():
+        return _open_file(path / SINGLE, opened)
+    if not (path / INDEX).is_file():
+        raise _no_weights(path)
+    weight_map = _read_index(path / INDEX)
+    tensors: dict[str, SourceTensor] = {}
+    shard_of: dict[str, str] = {}
+    for shard in sorted(set(weight_map.values())):
+        if not (path / shard).is_file():
+            raise CheckpointFormatError(f"{path / INDEX} names {shard}, which does not exist", hint=AGAIN)
+        for name, tensor in _open_file(path / shard, opened).items():
+            if name in tensors:
+                raise DuplicateTensorError(
+                    f"tensor {name} is stored in {shard_of[name]} and in {shard}", hint="save the checkpoint again"
+                )
+            tensors[name], shard_of[name] = tensor, shard
+    for name, shard in weight_map.items():
+        if shard_of.get(name) != shard:
+            raise MissingTensorError(f"{path / INDEX} places tensor {name} in {shard}, which lacks it", hint=AGAIN)
+    return tensors
+
+
+def _open_file(path: Path, opened: contextlib.ExitStack) -> dict[str, SourceTensor]:
+    file = CheckpointFile(path)
+    opened.callback(file.close)
+    return read_header(file)
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    """Returns the file name of each tensor; only names of files beside the index are accepted."""
+    section = Fields(read_object(path), str(path)).section("weight_map")
+    if section is None or not section.values:
+        raise CheckpointFormatError(f"{path} has no weight_map", hint=AGAIN)
+    weight_map: dict[str, str] = {}
+    for name, shard in section.values.items():
+        if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
+            raise CheckpointFormatError(
+                f"{path} places tensor {name} in {shard!r}, expected a safetensors file beside it", hint=AGAIN
+            )
+        weight_map[name] = shard
+    if (shards := len(set(weight_map.values()))) > MAX_SHARDS:
+        raise CheckpointFormatError(f"{path} names {shards} files, more than {MAX_SHARDS}", hint=AGAIN)
+    return weight_map
+
+
+def _no_weights(path: Path) -> CheckpointFormatError | CheckpointNotFoundError:
+    """Returns an error that says what the directory has instead of weights that we read."""
+    if found := next(_files(path, "*.safetensors"), None):
+        return CheckpointFormatError(f"{path} holds {found} but no {INDEX}", hint="fetch the index beside the shards")
+    pickled = next((name for pattern in ("*.bin", "*.pt", "*.pth") for name in _files(path, pattern)), None)
+    if pickled:
+        return CheckpointFormatError(
+            f"{path} holds pickled weights ({pickled}), which can run code when they are read",
+            hint="convert them to safetensors, e.g. with transformers' save_pretrained",
+        )
+    return CheckpointNotFoundError(f"{path} holds no weights ({SINGLE} or {INDEX})", hint="fetch the checkpoint again")
+
+
+def _files(path: Path, pattern: str) -> Iterator[str]:
+    return iter(sorted(file.name for file in path.glob(pattern)))

@@ -1,0 +1,155 @@
+"""`paiton-build`: the command line of the build."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+from paiton_aot import __version__
+from paiton_aot.options import LM_HEADS, PRECISIONS, TARGETS, WEIGHTS, BuildOptions
+from paiton_artifacts.errors import PaitonError, UnsupportedTargetError, UsageError
+
+if TYPE_CHECKING:
+    from paiton_aot.build import BuildResult
+
+SUBCOMMANDS = ("plan", "verify")
+RESERVED = ("tune", "push", "eval", "gc", "ls", "diff")
+"""First words that later versions give a meaning; a directory of that name is written ./NAME."""
+
+_EPILOG = """examples:
+  paiton-build SmolLM2-135M-Instruct.gguf -o smollm2.bundle
+  paiton-build ./Llama-3.1-8B -o llama.bundle --tp 2 --lm-head int8
+  paiton-build plan ./Llama-3.1-8B            sizes and kernels, without reading weights
+  paiton-build verify smollm2.bundle          every digest, every golden
+
+exit codes: 0 done, 1 internal error, 2 usage, 3 unsupported, 4 verification failed, 6 bad checkpoint,
+7 out of disk, memory or a working compiler, 130/143 interrupted"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code; errors become one line on stderr."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    except PaitonError as error:
+        print(f"paiton-build: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
+    except Exception as error:
+        if os.environ.get("PAITON_TRACEBACK"):
+            raise
+        print(
+            f"paiton-build: internal error: {type(error).__name__}: {error}; hint: set PAITON_TRACEBACK=1 to see where",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
+    """Leaves by an exception, so that temporaries are removed."""
+    raise SystemExit(143)
+
+
+def _run(argv: list[str]) -> int:
+    word = argv[0] if argv else ""
+    if word in RESERVED:
+        raise UsageError(f"subcommand {word} is not part of version {__version__}", hint=f"write ./{word} for a path")
+    if word == "verify":
+        from paiton_runtime.cli import main as run_main  # noqa: PLC0415
+
+        return run_main(argv)
+    args = _parser().parse_args(argv[1:] if word == "plan" else argv)
+    args.plan_only |= word == "plan"
+    if not args.plan_only and args.output is None:
+        raise UsageError("no output was named", hint="add -o BUNDLE")
+    try:
+        from paiton_aot import build, report  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"paiton-build needs the Python package {error.name}", hint="pip install 'paiton-aot[build]'"
+        ) from error
+    options = _options(args)
+    if args.plan_only:
+        plan = report.plan(args.model, options)
+        print(json.dumps(plan.as_json(), indent=2) if args.json else plan.as_text())
+        return 0
+    result = build.build(args.model, args.output, options, force=args.force, show=not args.quiet)
+    _announce(result, as_json=args.json, quiet=args.quiet)
+    return 0
+
+
+def _announce(result: BuildResult, *, as_json: bool, quiet: bool) -> None:
+    from paiton_aot import report  # noqa: PLC0415
+
+    if as_json:
+        print(json.dumps(report.built(result), indent=2))
+    if not quiet:
+        print(report.summary(result), file=sys.stderr)
+
+
+def _options(args: argparse.Namespace) -> BuildOptions:
+    for target in args.target or TARGETS:
+        if target not in TARGETS:
+            raise UnsupportedTargetError(f"--target {target} is unknown", hint=f"one of {', '.join(TARGETS)}")
+    for flag, value in (("--tp", args.tp), ("--max-num-seqs", args.max_num_seqs)):
+        if not 1 <= value <= 1024:  # noqa: PLR2004
+            raise UsageError(f"{flag} {value} is out of range", hint="use 1 to 1024")
+    defaults = BuildOptions()
+    return BuildOptions(
+        targets=tuple(args.target or TARGETS),
+        tp=args.tp,
+        weights=args.weights,
+        lm_head=args.lm_head,
+        act=args.act,
+        kv=args.kv,
+        max_model_len=args.max_model_len,
+        max_num_seqs=args.max_num_seqs,
+        name=args.name,
+        cache_dir=args.cache_dir or defaults.cache_dir,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="paiton-build",
+        usage="paiton-build [plan] MODEL -o BUNDLE [options]\n       paiton-build verify BUNDLE",
+        description="Turns a checkpoint into a bundle that paiton-run boots without compiling or profiling anything.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", type=Path, metavar="MODEL", help="Hugging Face directory or GGUF file")
+    parser.add_argument("-o", "--output", type=Path, metavar="BUNDLE", help="directory to create")
+    parser.add_argument("--force", action="store_true", help="replace an existing output once the new one is complete")
+    parser.add_argument("--plan-only", action="store_true", help="print sizes and kernels without reading weights")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars, no summary")
+    parser.add_argument("--name", help="model name to record (default: the checkpoint's)")
+    parser.add_argument("--cache-dir", type=Path, help="where compiled kernels are kept (default: ~/.cache/paiton)")
+    parser.add_argument("--version", action="version", version=f"paiton-build {__version__}")
+    shape = parser.add_argument_group("what the bundle holds")
+    shape.add_argument("--target", action="append", metavar="TARGET", help=f"one of {', '.join(TARGETS)}; repeatable")
+    shape.add_argument("-tp", "--tp", type=int, default=1, help="tensor-parallel ranks (default: 1)")
+    shape.add_argument("--weights", choices=WEIGHTS, help="storage of linear layers (default: fp8)")
+    shape.add_argument(
+        "--lm-head", choices=LM_HEADS, help="storage of the output head (default: the checkpoint's, else bf16)"
+    )
+    shape.add_argument("--act", choices=PRECISIONS, default="bf16", help="activations entering linear layers")
+    shape.add_argument("--kv", choices=PRECISIONS, default="bf16", help="KV cache")
+    shape.add_argument("--max-model-len", type=int, metavar="N", help="tokens of context (default: the model's)")
+    shape.add_argument("--max-num-seqs", type=int, default=32, metavar="N", help="sequences in one step (default: 32)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""Goldens: what the `generic` level computes on a few prompts, for every later boot to be checked against.
+
+Logits are recorded, never digests of them: levels and rank counts sum in other orders. The tolerance belongs to the
+activation mode, in units of the spread (standard deviation) of the logits of that golden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from paiton_artifacts.schema import Golden, GoldenLogit, GoldenStep
+from paiton_runtime.boot import BootOptions, boot
+from paiton_runtime.model import Chunk, Model
+
+REFERENCE_LEVEL = "generic"
+TOP = 8
+"""How many of the largest logits a golden records."""
+
+TOLERANCE = {"bf16": 0.1, "fp8": 0.5}
+"""Largest difference of a logit between two correct targets, in standard deviations of the logits. A sum in another
+order moves a value across a rounding boundary now and then: by 2^-8 of itself in bf16, by 2^-4 in FP8."""
+
+
+@dataclass(frozen=True, slots=True)
+class GoldenPlan:
+    """A prompt to record: at most `tokens` of the text, then `steps` greedy tokens."""
+
+    text: str
+    tokens: int
+    steps: int
+    at_boot: bool
+
+
+PLANS = (
+    GoldenPlan("The capital of France is the city of", 8, 2, at_boot=True),
+    GoldenPlan("Once upon a time there was a mathematician who counted 1, 2, 3 and then said: ", 16, 4, at_boot=False),
+)
+
+
+def make_goldens(bundle: Path, tokenizer_json: bytes, mode: str) -> tuple[Golden, ...]:
+    """Boots an unfinished bundle at the reference level and records its goldens.
+
+    Args:
+        bundle: directory whose manifest has no goldens yet.
+        tokenizer_json: to turn the prompts into ids.
+        mode: "fp8" where activations or KV cache are FP8, else "bf16".
+    """
+    tokenizer = Tokenizer.from_str(tokenizer_json.decode())
+    goldens = []
+    with boot(bundle, BootOptions(level=REFERENCE_LEVEL, golden_check=False)) as model:
+        vocabulary = model.manifest.model.vocab_size
+        for plan in PLANS:
+            ids = [id_ for id_ in tokenizer.encode(plan.text, add_special_tokens=False).ids if id_ < vocabulary]
+            goldens.append(_record(model, (ids or [0])[: plan.tokens], plan, TOLERANCE[mode]))
+    return tuple(goldens)
+
+
+def _record(model: Model, prompt: Sequence[int], plan: GoldenPlan, tolerance: float) -> Golden:
+    blocks = range(-(-(len(prompt) + plan.steps) // model.manifest.memory[0].kv_block_tokens))
+    steps = []
+    spread = 0.0
+    tokens, start = list(prompt), 0
+    for _ in range(plan.steps):
+        result = model.step([Chunk(tokens, start, list(blocks))])
+        logits = np.frombuffer(result.logits(0), np.float32)
+        spread = max(spread, float(logits.std()))
+        best = np.argsort(-logits, kind="stable")[:TOP]
+        top = tuple(GoldenLogit(int(token), float(logits[token])) for token in best)
+        steps.append(GoldenStep(top[0].token, top))
+        start += len(tokens)
+        tokens = [top[0].token]
+    return Golden(plan.at_boot, tuple(prompt), tuple(steps), tolerance * spread)

@@ -1,0 +1,81 @@
+"""From an open checkpoint to everything that can be known without reading weights: program, layout, plans."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from paiton_aot.blob_layout import blob_size, lay_out
+from paiton_aot.checkpoint.base import Checkpoint
+from paiton_aot.models import architecture_of
+from paiton_aot.models.storage import Storage
+from paiton_aot.options import BuildOptions
+from paiton_aot.program import Program
+from paiton_aot.targets.cpu.memory import Shape
+from paiton_aot.targets.cpu.plans import MAX_TOKENS, CpuPlans, make_plans
+from paiton_aot.weights import WeightSpec, check_tp, scale_specs
+from paiton_artifacts.errors import UsageError
+from paiton_artifacts.schema import ModelFacts, Rope, Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """A model as it will be written."""
+
+    facts: ModelFacts
+    program: Program
+    specs: Sequence[WeightSpec]
+    tensors: Sequence[Tensor]
+    blob_bytes: int
+    cpu: CpuPlans
+
+
+def lower(checkpoint: Checkpoint, options: BuildOptions) -> Lowered:
+    """Settles every choice of a build.
+
+    Raises:
+        UnsupportedError: the architecture, a format or a shape is not one that we handle.
+        UsageError: flags that do not fit the model.
+    """
+    architecture = architecture_of(checkpoint)
+    check_tp(checkpoint.config, options.tp)
+    storage = Storage.settle(checkpoint, options)
+    program = architecture.program(checkpoint, storage)
+    specs = scale_specs(architecture.weights(checkpoint, storage))
+    tensors = lay_out(specs, options.tp, checkpoint.config.kv_heads)
+    facts = _facts(checkpoint, storage, options)
+    limits = (MAX_TOKENS, options.max_num_seqs, facts.max_model_len)
+    shape = Shape.of(checkpoint.config, options.tp, storage.kv_cache, limits)
+    size = blob_size(tensors)
+    return Lowered(facts, program, specs, tensors, size, make_plans(program, tensors, size, shape))
+
+
+def _facts(checkpoint: Checkpoint, storage: Storage, options: BuildOptions) -> ModelFacts:
+    config = checkpoint.config
+    longest = config.max_position
+    wanted = longest if options.max_model_len is None else options.max_model_len
+    if not 0 < wanted <= longest:
+        raise UsageError(
+            f"--max-model-len {wanted} is outside the context of {checkpoint.name}", hint=f"use 1 to {longest}"
+        )
+    return ModelFacts(
+        name=options.name or checkpoint.name,
+        architecture=config.architecture,
+        layers=config.layers,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        attention_heads=config.attention_heads,
+        kv_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        vocab_size=config.vocab_size,
+        max_model_len=wanted,
+        rms_norm_eps=config.rms_norm_eps,
+        rope=Rope(config.rope_theta, "llama3" if config.rope_scaling else "none"),
+        tied_embeddings=config.tied_embeddings,
+        bos_token_id=config.bos_token_id,
+        eos_token_ids=tuple(config.eos_token_ids),
+        weights=storage.weights,
+        lm_head=storage.lm_head,
+        activations=storage.activations,
+        kv_cache=storage.kv_cache,
+    )

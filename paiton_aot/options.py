@@ -1,0 +1,47 @@
+"""What a build is asked for: the flags of `paiton-build`, as one frozen struct."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+WEIGHTS = ("fp8", "bf16")
+LM_HEADS = ("bf16", "int8", "fp8")
+PRECISIONS = ("bf16", "fp8")
+TARGETS = ("cpu",)
+
+
+def default_cache_dir() -> Path:
+    """Returns where compiled kernels are cached: $PAITON_CACHE, else paiton below $XDG_CACHE_HOME or ~/.cache."""
+    if explicit := os.environ.get("PAITON_CACHE"):
+        return Path(explicit)
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "paiton"
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """Flags that shape a bundle; None means the default that fits the checkpoint.
+
+    Attributes:
+        weights: storage of linear layers. Default: fp8, or what an FP8 checkpoint holds.
+        lm_head: storage of the output head. Default: as in the checkpoint, bf16 when the build quantises.
+        act: precision of activations that enter linear layers.
+        kv: precision of the KV cache.
+        max_model_len: tokens of context. Default: the model's.
+        max_num_seqs: sequences that one step can hold.
+        levels: instruction-set levels of the cpu target. Default: all.
+    """
+
+    targets: tuple[str, ...] = ("cpu",)
+    tp: int = 1
+    weights: str | None = None
+    lm_head: str | None = None
+    act: str = "bf16"
+    kv: str = "bf16"
+    max_model_len: int | None = None
+    max_num_seqs: int = 32
+    levels: tuple[str, ...] | None = None
+    name: str | None = None
+    cache_dir: Path = field(default_factory=default_cache_dir)

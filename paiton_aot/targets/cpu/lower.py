@@ -1,0 +1,307 @@
+"""Turns a program into the cpu target's launches, fusing neighbours that one kernel computes.
+
+Fused here: RMSNorm and activation quantisation into the linear layer that follows (decode) or into the packing of its
+input (prefill); RoPE with the KV write, SiLU-mul, and the residual addition into the linear layer before them. That
+leaves five launches a layer on one rank, seven with peers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from paiton_aot.program import AllReduce, Attention, Embed, Linear, Op, Program, RmsNorm, RopeKvWrite, SiluMul
+from paiton_aot.targets.cpu.memory import Shape
+from paiton_aot.targets.draft import Comm, Draft, Io, Kv, RankTimes, Reference, Scratch, Weight, WorkerScratch
+from paiton_artifacts.layout import align_up
+from paiton_artifacts.plan import Access, LaunchFlag
+from paiton_artifacts.schema import Tensor
+from paiton_kernels.all_reduce import ALL_REDUCE
+from paiton_kernels.attention import ATTENTION
+from paiton_kernels.embed import EMBED
+from paiton_kernels.linear import LINEAR
+from paiton_kernels.pack import PACK
+from paiton_kernels.rope_table import ROPE_TABLE
+from paiton_kernels.sample import SAMPLE
+from paiton_kernels.spec import Variant
+
+DECODE_ROWS = 8
+"""Up to this many rows a linear layer reads each weight once per batch without building a panel."""
+
+_WEIGHT_MACRO = {"fp8_e4m3fn": "FP8", "int8": "INT8", "bf16": "BF16"}
+_ACT_MACRO = {"bf16": "BF16", "fp8-static": "FP8_STATIC", "fp8-dynamic": "FP8_DYNAMIC"}
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """The largest step that a plan can run."""
+
+    tokens: int
+    requests: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Input:
+    """What enters a linear layer: a bf16 value, or x with the norm that is still to be applied."""
+
+    reference: Reference
+    norm: str = ""
+    gather: bool = False
+
+    @property
+    def macros(self) -> dict[str, str | int]:
+        return {"INPUT": "NORM" if self.norm else "BF16", "GATHER": int(self.gather)}
+
+
+class Lowering:
+    """Lowers one program for one bucket; the drafts are the same for every rank."""
+
+    def __init__(self, program: Program, tensors: Mapping[str, Tensor], shape: Shape, bucket: Bucket) -> None:
+        self.program = program
+        self.tensors = tensors
+        self.shape = shape
+        self.bucket = bucket
+        self.drafts: list[Draft] = []
+        self.slot = 0
+
+    def forward(self) -> list[Draft]:
+        """Returns the launches from token ids to logits."""
+        self._rope_table()
+        ops = list(self.program.ops)
+        while ops:
+            del ops[: self._match(ops)]
+        return self.drafts
+
+    def sample(self) -> list[Draft]:
+        """Returns the launches from logits to sampled tokens, which rank 0 computes."""
+        shape = self.shape
+        variant = SAMPLE.variant(VOCAB=shape.vocab)
+        fields = ("temperature", "top_k", "top_p", "seed", "draw")
+        references: dict[str, Reference] = {
+            "counts": Io("counts"),
+            "logits": self._logits(Access.READ),
+            "sampled": Io("sampled", Access.WRITE),
+            "worker_scratch": WorkerScratch(),
+            **{field: Io(field) for field in fields},
+        }
+        flags = LaunchFlag.RANK0_ONLY | (LaunchFlag.GROUP_BARRIER if shape.tp > 1 else LaunchFlag.NONE)
+        return [Draft(variant, references, {"logits_stride": shape.logits_stride}, flags=flags)]
+
+    def _match(self, ops: list[Op]) -> int:
+        """Emits the launches of the first ops and returns how many ops they cover."""
+        match ops:
+            case [Embed() as op, AllReduce(), *_]:
+                self._embed(op)
+                return 2
+            case [RmsNorm() as norm, Linear() as op, RopeKvWrite() as rope, *_]:
+                self._linear_rope(norm, op, rope)
+                return 3
+            case [RmsNorm() as norm, Linear() as op, SiluMul() as silu, *_]:
+                self._linear_silu(norm, op, silu)
+                return 3
+            case [Linear() as op, AllReduce(add=True) as reduce, *_]:
+                self._linear_residual(op, reduce)
+                return 2
+            case [Attention() as op, *_]:
+                self._attention(op)
+                return 1
+            case [RmsNorm(gather=True) as norm, Linear() as op]:
+                self._head(norm, op)
+                return 2
+            case _:
+                message = f"no cpu kernel covers {ops[0]}"
+                raise AssertionError(message)
+
+    def _emit(
+        self,
+        variant: Variant,
+        references: Mapping[str, Reference],
+        constants: Mapping[str, int | float] | None = None,
+        layer: int | None = None,
+        flags: LaunchFlag = LaunchFlag.NONE,
+    ) -> None:
+        self.drafts.append(Draft(variant, references, constants or {}, layer, flags))
+
+    def _x(self, access: Access) -> Scratch:
+        return Scratch("x", self.bucket.tokens * self.shape.hidden * 4, access)
+
+    def _rope(self, access: Access) -> Scratch:
+        return Scratch("rope", self.bucket.tokens * self.shape.head_dim * 4, access)
+
+    def _bf16(self, value: str, cols: int, access: Access) -> Scratch:
+        return Scratch(value, self.bucket.tokens * cols * 2, access)
+
+    def _logits(self, access: Access) -> Comm:
+        size = self.shape.max_requests * self.shape.logits_stride * 4
+        return Comm(self.shape.logits_offset, size, access, rank=0)
+
+    def _rope_table(self) -> None:
+        self._emit(
+            ROPE_TABLE.variant(HEAD_DIM=self.shape.head_dim),
+            {
+                "counts": Io("counts"),
+                "positions": Io("positions"),
+                "inv_freq": Weight("rope.inv_freq"),
+                "out": self._rope(Access.WRITE),
+            },
+        )
+
+    def _embed(self, op: Embed) -> None:
+        table = self.tensors[op.weight]
+        variant = EMBED.variant(HIDDEN=self.shape.hidden, ROWS=table.shape[0], ROW_STRIDE=table.row_stride)
+        out = self._x(Access.WRITE) if self.shape.tp == 1 else self._next_partial()
+        references: dict[str, Reference] = {
+            "counts": Io("counts"),
+            "token_ids": Io("token_ids"),
+            "table": Weight(op.weight),
+            "first_token": RankTimes(table.shape[0]),
+            "out": out,
+        }
+        self._emit(variant, references)
+        if isinstance(out, Comm):
+            self._all_reduce(out, None, add=False)
+
+    def _next_partial(self) -> Comm:
+        size = self.bucket.tokens * self.shape.hidden * 4
+        offset = self.slot * self.shape.partial_bytes
+        self.slot = 1 - self.slot
+        return Comm(offset, size, Access.WRITE)
+
+    def _all_reduce(self, part: Comm, layer: int | None, *, add: bool) -> None:
+        tp = self.shape.tp
+        mode = "ADD" if add else "STORE"
+        access = Access.READ | Access.WRITE if add else Access.WRITE
+        references: dict[str, Reference] = {"counts": Io("counts"), "out": self._x(access)}
+        for rank in range(tp):
+            references[f"part{rank}"] = Comm(part.offset, part.size, Access.READ, rank=rank)
+        variant = ALL_REDUCE.variant(RANKS=tp, HIDDEN=self.shape.hidden, MODE=mode)
+        self._emit(variant, references, layer=layer, flags=LaunchFlag.GROUP_BARRIER)
+
+    def _linear_rope(self, norm: RmsNorm, op: Linear, rope: RopeKvWrite) -> None:
+        shape = self.shape
+        layer = op.layer if op.layer is not None else 0
+        references: dict[str, Reference] = {
+            "out": self._bf16(rope.out, shape.q_heads * shape.head_dim, Access.WRITE),
+            "rope": self._rope(Access.READ),
+            "positions": Io("positions"),
+            **self._cache(layer, Access.WRITE),
+        }
+        macros = {
+            "EPILOGUE": "ROPE",
+            "Q_HEADS": shape.q_heads,
+            "KV_HEADS": shape.kv_heads,
+            "HEAD_DIM": shape.head_dim,
+            "KV": shape.kv_cache.upper(),
+        }
+        self._linear(op, _Input(self._x(Access.READ), norm.weight), macros, references, self._cache_strides())
+
+    def _linear_silu(self, norm: RmsNorm, op: Linear, silu: SiluMul) -> None:
+        width = self.shape.intermediate
+        references = {"out": self._bf16(silu.out, width, Access.WRITE)}
+        source = _Input(self._x(Access.READ), norm.weight)
+        self._linear(op, source, {"EPILOGUE": "SILU"}, references, {"out_stride": width})
+
+    def _linear_residual(self, op: Linear, reduce: AllReduce) -> None:
+        source = _Input(self._bf16(op.x, self.tensors[op.weight].shape[1], Access.READ))
+        constants = {"out_stride": self.shape.hidden}
+        if self.shape.tp == 1:
+            references = {"out": self._x(Access.READ | Access.WRITE)}
+            self._linear(op, source, {"EPILOGUE": "ADD"}, references, constants)
+            return
+        part = self._next_partial()
+        self._linear(op, source, {"EPILOGUE": "STORE"}, {"out": part}, constants)
+        self._all_reduce(part, reduce.layer, add=True)
+
+    def _head(self, norm: RmsNorm, op: Linear) -> None:
+        share = self.shape.vocab_share
+        source = _Input(self._x(Access.READ), norm.weight, gather=True)
+        references = {"out": self._logits(Access.WRITE), "out_col": RankTimes(share)}
+        constants = {"out_stride": self.shape.logits_stride}
+        self._linear(op, source, {"EPILOGUE": "STORE"}, references, constants)
+
+    def _linear(
+        self,
+        op: Linear,
+        source: _Input,
+        macros: Mapping[str, str | int],
+        references: Mapping[str, Reference],
+        constants: Mapping[str, int | float],
+    ) -> None:
+        weight = self.tensors[op.weight]
+        rows = self.bucket.requests if source.gather else self.bucket.tokens
+        quantized = weight.dtype == "fp8_e4m3fn" and not source.gather
+        act = _ACT_MACRO[self.program.activations] if quantized else "BF16"
+        form = "DECODE" if rows <= DECODE_ROWS else "PREFILL"
+        common: dict[str, str | int] = {"K": weight.shape[1], "ACT": act, **source.macros}
+        bound = dict(references)
+        if form == "PREFILL":
+            bound |= self._pack(op, source, common, rows)
+        else:
+            bound |= self._input(op, source, act)
+        bound |= {"counts": Io("counts"), "weight": Weight(op.weight), "worker_scratch": WorkerScratch()}
+        if weight.scale:
+            bound["scale"] = Weight(weight.scale)
+        shapes = {"N": weight.shape[0], "ROW_STRIDE": weight.row_stride, "WEIGHT": _WEIGHT_MACRO[weight.dtype]}
+        variant = LINEAR.variant(FORM=form, **common, **shapes, **macros)
+        self._emit(variant, bound, {"eps": self.shape.eps, **constants}, op.layer)
+
+    def _pack(
+        self, op: Linear, source: _Input, macros: Mapping[str, str | int], rows: int
+    ) -> dict[str, Reference]:
+        """Emits the packing of a linear layer's input, and returns the references to what it leaves."""
+        packed = Scratch("packed", rows * align_up(int(macros["K"]), 64) * 4, Access.WRITE)
+        scales = Scratch("packed_scale", rows * 4, Access.WRITE)
+        references = {
+            "counts": Io("counts"),
+            "packed": packed,
+            "packed_scale": scales,
+            "worker_scratch": WorkerScratch(),
+            **self._input(op, source, str(macros["ACT"])),
+        }
+        self._emit(PACK.variant(**macros), references, {"eps": self.shape.eps}, op.layer)
+        return {
+            "packed": Scratch("packed", packed.size, Access.READ),
+            "packed_scale": Scratch("packed_scale", scales.size, Access.READ),
+        }
+
+    @staticmethod
+    def _input(op: Linear, source: _Input, act: str) -> dict[str, Reference]:
+        references: dict[str, Reference] = {"x": source.reference}
+        if source.norm:
+            references["norm_weight"] = Weight(source.norm)
+        if source.gather:
+            references["rows"] = Io("logit_rows")
+        if act == "FP8_STATIC":
+            references["input_scale"] = Weight(f"{op.weight}.input_scale")
+        return references
+
+    def _attention(self, op: Attention) -> None:
+        shape = self.shape
+        layer = op.layer if op.layer is not None else 0
+        width = shape.q_heads * shape.head_dim
+        variant = ATTENTION.variant(
+            Q_HEADS=shape.q_heads, KV_HEADS=shape.kv_heads, HEAD_DIM=shape.head_dim, KV=shape.kv_cache.upper()
+        )
+        references: dict[str, Reference] = {
+            "counts": Io("counts"),
+            "q": self._bf16(op.q, width, Access.READ),
+            "out": self._bf16(op.out, width, Access.WRITE),
+            "positions": Io("positions"),
+            "worker_scratch": WorkerScratch(),
+            **self._cache(layer, Access.READ),
+        }
+        constants = {"softmax_scale": shape.head_dim**-0.5, **self._cache_strides()}
+        self._emit(variant, references, constants, op.layer)
+
+    def _cache(self, layer: int, access: Access) -> dict[str, Reference]:
+        references: dict[str, Reference] = {
+            "kv": Kv(layer, access),
+            "request_of": Io("request_of"),
+            "block_tables": Io("block_tables"),
+        }
+        if self.shape.kv_cache == "fp8":
+            references |= {f"{which}_scale": Weight(f"layers.{layer}.{which}_scale") for which in "kv"}
+        return references
+
+    def _cache_strides(self) -> dict[str, int | float]:
+        return {"block_table_stride": self.shape.max_blocks, "kv_block_stride": self.shape.kv_block_bytes}

@@ -1,0 +1,192 @@
+"""Boots a bundle: everything between opening it and the first request, each stage a line of the ledger.
+
+Order and overlap: weights are faulted in by threads of the host library while plans are parsed, regions reserved and
+code objects loaded. Nothing runs before all plans are inside their regions and the golden check has passed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Thread
+
+from paiton_artifacts.errors import PlanError
+from paiton_artifacts.plan import FAMILIES, Plan
+from paiton_artifacts.reader import Bundle, open_bundle
+from paiton_artifacts.schema import CodeObject, MemoryPlan
+from paiton_runtime.budget import Budget, available_memory, plan_budget
+from paiton_runtime.drivers.base import Driver
+from paiton_runtime.drivers.cpu import CpuDriver, team_size
+from paiton_runtime.goldens import check_golden
+from paiton_runtime.ledger import Ledger, Row
+from paiton_runtime.levels import choose_level, cpu_flags
+from paiton_runtime.model import Buckets, Model
+from paiton_runtime.processes import processes_started
+
+TARGET = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class BootOptions:
+    """What a boot may choose.
+
+    Attributes:
+        level: instruction-set level; None takes the best that machine and bundle share.
+        threads: threads of the whole process, shared by the ranks, at least one each; None takes one per processor.
+        kv_tokens: tokens in the KV cache; None applies the rule of `budget`.
+        golden_check: reproduce the recorded logits before the first request.
+        pin: bind threads to processors where there are enough of them.
+    """
+
+    level: str | None = None
+    threads: int | None = None
+    kv_tokens: int | None = None
+    golden_check: bool = True
+    pin: bool = False
+
+
+def boot(path: Path, options: BootOptions | None = None, ledger: Ledger | None = None) -> Model:
+    """Opens the bundle at `path` and boots it.
+
+    Raises:
+        BundleNotFoundError: there is no bundle.
+        VerificationError: a file, plan, code object or golden is not what the manifest says.
+        UnsupportedError: this machine or this version cannot run it.
+        OutOfMemoryError: the memory plan does not fit.
+    """
+    ledger = Ledger() if ledger is None else ledger
+    with ledger.stage("open") as row:
+        bundle = open_bundle(path)
+        row.note = bundle.manifest.model.name
+    return boot_bundle(bundle, options, ledger)
+
+
+def boot_bundle(bundle: Bundle, options: BootOptions | None, ledger: Ledger) -> Model:
+    """Boots an opened bundle; see `boot`."""
+    options = BootOptions() if options is None else options
+    manifest = bundle.manifest
+    processes_before = processes_started()
+    with ledger.stage("device") as row:
+        code = _choose_code(bundle, options.level)
+        workers = team_size(manifest.tp, options.threads)
+        driver = CpuDriver(manifest.tp, workers, pin=options.pin)
+        row.note = f"cpu {code.level}, {manifest.tp} rank(s) x {workers} thread(s)"
+    try:
+        for blob in manifest.blobs:
+            with bundle.open_blob(blob.rank) as descriptor:
+                driver.open_weights(descriptor, blob.size, str(bundle.blob_path(blob.rank)))
+        weights = _WeightsLoad(driver, ledger, sum(blob.size for blob in manifest.blobs))
+        try:
+            model = _prepare(bundle, code, driver, workers, options, ledger, processes_before)
+        finally:
+            weights.join()
+        weights.check()
+        with ledger.stage("warm-up") as row:
+            row.note = f"{model.steps} steps before the first request"
+        _check_goldens(model, options.golden_check)
+    except BaseException:
+        driver.close()
+        raise
+    ledger.mark("total")
+    return model
+
+
+def _choose_code(bundle: Bundle, level: str | None) -> CodeObject:
+    objects = bundle.code_objects(TARGET)
+    return objects[choose_level(objects, cpu_flags(), level)]
+
+
+class _WeightsLoad:
+    """Loads weights in a thread; the ledger's `weights` stage."""
+
+    def __init__(self, driver: Driver, ledger: Ledger, size: int) -> None:
+        self._driver = driver
+        self._ledger = ledger
+        self._size = size
+        self._error: BaseException | None = None
+        self._thread = Thread(target=self._run, name="paiton-weights", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            with self._ledger.stage("weights") as row:
+                self._driver.load_weights()
+                row.bytes = self._size
+        except BaseException as error:  # handed to the booting thread, which raises it
+            self._error = error
+
+    def join(self) -> None:
+        self._thread.join()
+
+    def check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+
+def _prepare(
+    bundle: Bundle,
+    code: CodeObject,
+    driver: Driver,
+    workers: int,
+    options: BootOptions,
+    ledger: Ledger,
+    processes_before: int,
+) -> Model:
+    """Reads plans, reserves regions, loads code and builds graphs."""
+    manifest = bundle.manifest
+    memory = bundle.memory(TARGET)
+    with ledger.stage("memory profiling") as row:
+        # Read, decoded, and bounded by the regions' extents: all of them, before the first pointer is made.
+        plans = [plan for _, plan in bundle.plans(TARGET)]
+        _require_families(plans)
+        budget = plan_budget(
+            memory,
+            tp=manifest.tp,
+            workers=workers,
+            max_model_len=manifest.model.max_model_len,
+            kv_tokens=options.kv_tokens,
+            available=available_memory(),
+        )
+        driver.allocate(budget.sizes)
+        _note_budget(row, budget, memory, len(plans))
+    with ledger.stage("graph compilation") as row:
+        data = bundle.read_file(code.file)
+        driver.load_code(f"{code.target}-{code.level}", data, code.symbols)
+        families = _build(plans, driver)
+        launches = sum(graph.launches for family in families.values() for graph in family.graphs)
+        compilers = processes_started() - processes_before
+        row.bytes = len(data)
+        row.note = f"{len(plans)} plans, {launches} launches a rank, compiler calls: {compilers}"
+    return Model(
+        manifest, memory, driver, families, level=code.level, ledger=ledger, kv_blocks=budget.kv_blocks
+    )
+
+
+def _require_families(plans: Sequence[Plan]) -> None:
+    for family in FAMILIES:
+        if not any(plan.family == family for plan in plans):
+            raise PlanError(f"the bundle has no {family} plan for {TARGET}", hint="build or fetch the bundle again")
+
+
+def _note_budget(row: Row, budget: Budget, memory: MemoryPlan, plans: int) -> None:
+    row.bytes = budget.total
+    row.note = f"{plans} plans, KV cache of {budget.kv_blocks * memory.kv_block_tokens} tokens, no profiling run"
+
+
+def _build(plans: Sequence[Plan], driver: Driver) -> dict[str, Buckets]:
+    families: dict[str, Buckets] = {}
+    for plan in sorted(plans, key=lambda plan: (plan.tokens, plan.requests)):
+        family = families.setdefault(plan.family, Buckets([], []))
+        family.sizes.append((plan.tokens, plan.requests))
+        family.graphs.append(driver.build(plan))
+    return families
+
+
+def _check_goldens(model: Model, wanted: bool) -> None:
+    with model.ledger.stage("golden check") as row:
+        before = model.steps
+        chosen = [(i, golden) for i, golden in enumerate(model.manifest.goldens) if golden.at_boot and wanted]
+        for index, golden in chosen:
+            check_golden(model, golden, f"golden {index}")
+        row.note = f"{len(chosen)} prompt(s), {model.steps - before} steps" if wanted else "switched off"

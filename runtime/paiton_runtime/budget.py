@@ -1,0 +1,117 @@
+"""What fits into memory, decided from the bundle's memory plan before anything is allocated.
+
+The rule for the KV cache without `--kv-tokens`: as many blocks as all requests of the largest bucket need at full
+context, but at most half of the memory that the rest of the plan leaves, and at least one request at full context.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from dataclasses import dataclass
+
+from paiton_artifacts.errors import OutOfMemoryError, UsageError
+from paiton_artifacts.schema import MemoryPlan
+
+_CGROUP = "/sys/fs/cgroup"
+
+
+@dataclass(frozen=True, slots=True)
+class RegionSizes:
+    """Bytes of every region of one rank, but weights, which are a file."""
+
+    io: int  # shared by all ranks
+    scratch: int
+    kv: int
+    comm: int
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """The settled plan: regions per rank, KV blocks, and bytes over all ranks, weights included."""
+
+    sizes: RegionSizes
+    kv_blocks: int
+    total: int
+
+
+def plan_budget(
+    memory: MemoryPlan, *, tp: int, workers: int, max_model_len: int, kv_tokens: int | None, available: int
+) -> Budget:
+    """Settles the size of every region.
+
+    Args:
+        memory: the bundle's plan for one rank.
+        tp: ranks, all on this machine.
+        workers: threads per rank, each with a scratch area of its own.
+        max_model_len: tokens of context that a request may have.
+        kv_tokens: tokens that the KV cache shall hold, rounded up to whole blocks; None applies the rule above.
+        available: bytes that this process may use.
+
+    Raises:
+        OutOfMemoryError: the plan does not fit; the message has its numbers.
+        UsageError: `kv_tokens` is not positive.
+    """
+    scratch = memory.scratch_bytes + workers * memory.worker_scratch_bytes
+    fixed = memory.io_bytes + tp * (memory.weights_bytes + scratch + memory.comm_bytes)
+    room = (available - fixed) // (tp * memory.kv_block_bytes)  # blocks
+    one_request = -(-max_model_len // memory.kv_block_tokens)
+    if kv_tokens is None:
+        blocks = max(one_request, min(one_request * memory.max_requests, room // 2))
+    elif kv_tokens > 0:
+        blocks = -(-kv_tokens // memory.kv_block_tokens)
+    else:
+        raise UsageError(f"a KV cache of {kv_tokens} tokens holds nothing", hint="give --kv-tokens a positive number")
+    kv = blocks * memory.kv_block_bytes
+    if blocks > room:
+        fits = max(0, room) * memory.kv_block_tokens
+        raise OutOfMemoryError(
+            f"the plan needs {fixed + tp * kv:,} bytes (weights {tp * memory.weights_bytes:,}, "
+            f"scratch, comm and io {fixed - tp * memory.weights_bytes:,}, KV cache of "
+            f"{blocks * memory.kv_block_tokens:,} tokens {tp * kv:,}) and {available:,} are available",
+            hint=f"--kv-tokens {fits} would fit" if fits else "free memory, raise the limits, or use a smaller model",
+        )
+    return Budget(RegionSizes(memory.io_bytes, scratch, kv, memory.comm_bytes), blocks, fixed + tp * kv)
+
+
+def available_memory() -> int:
+    """Returns the bytes that this process may still use: free memory and page cache, within cgroup and RLIMIT_AS."""
+    limits = [_meminfo("MemAvailable")]
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft != resource.RLIM_INFINITY:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            limits.append(soft - int(file.read().split()[0]) * resource.getpagesize())
+    limits += _cgroup_rooms()
+    return max(0, min(limits))
+
+
+def _meminfo(name: str) -> int:
+    with open("/proc/meminfo", encoding="ascii") as file:
+        for line in file:
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) * 1024
+    raise OutOfMemoryError(f"/proc/meminfo has no {name}", hint="Linux 3.14 or newer is needed")
+
+
+def _cgroup_rooms() -> list[int]:
+    """Returns what each enclosing cgroup (version 2) with a memory limit leaves, file pages counted as free."""
+    with open("/proc/self/cgroup", encoding="utf-8") as file:
+        own = next((line[3:].strip() for line in file if line.startswith("0::")), None)
+    rooms = []
+    while own is not None:
+        limit = _read(f"{_CGROUP}{own}/memory.max")
+        if limit.isdigit():
+            used = int(_read(f"{_CGROUP}{own}/memory.current") or 0)
+            stat = dict(line.split() for line in _read(f"{_CGROUP}{own}/memory.stat").splitlines())
+            rooms.append(int(limit) - used + int(stat.get("file", 0)) - int(stat.get("shmem", 0)))
+        own = os.path.dirname(own) if own != "/" else None
+    return rooms
+
+
+def _read(path: str) -> str:
+    """Returns a small file's text; "" where it does not exist (the root cgroup has no limits, some mounts hide it)."""
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""

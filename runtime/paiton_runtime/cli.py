@@ -1,0 +1,150 @@
+"""`paiton-run`: the command line of the runtime. Data goes to stdout; the ledger, remarks and errors to stderr."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from paiton_artifacts.errors import PaitonError, UsageError
+
+RESERVED = ("serve", "pull", "cache")
+"""Subcommands of later versions."""
+
+_EPILOG = """examples:
+  paiton-run generate smollm2.bundle "The capital of France is" --max-tokens 16
+  echo "Why is the sky blue?" | paiton-run generate smollm2.bundle - --chat --temperature 0.7
+  paiton-run chat smollm2.bundle
+  paiton-run verify smollm2.bundle
+
+exit codes: 0 done, 1 internal error, 2 usage, 3 unsupported, 4 verification failed, 5 no bundle,
+7 out of memory, 130/143 interrupted"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code; errors become one line on stderr."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = _run(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
+    except PaitonError as error:
+        print(f"paiton-run: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read stdout has gone; the interpreter's flush at exit must not complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        if os.environ.get("PAITON_TRACEBACK"):
+            raise
+        print(
+            f"paiton-run: internal error: {type(error).__name__}: {error}; hint: set PAITON_TRACEBACK=1 to see where",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise SystemExit(143)
+
+
+def _run(argv: list[str]) -> int:
+    if argv and argv[0] in RESERVED:
+        raise UsageError(f"subcommand {argv[0]} is not part of this version", hint="see paiton-run --help")
+    args = _parser().parse_args(argv)
+    command = importlib.import_module(f"paiton_runtime.commands.{args.command}")
+    code: int = command.run(args)
+    return code
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports wrong arguments like any other error: one line, with a hint."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, hint=f"{self.prog} --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="paiton-run",
+        description="Boots a bundle that paiton-build made, without compiling or profiling anything.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
+    generate = commands.add_parser("generate", help="continue a prompt", allow_abbrev=False)
+    _add_bundle(generate)
+    generate.add_argument("prompt", nargs="?", metavar="PROMPT", help="text, or - for standard input")
+    generate.add_argument("--prompt-file", type=Path, metavar="FILE", help="read the prompt from a UTF-8 file")
+    generate.add_argument("--chat", action="store_true", help="wrap the prompt into the model's chat template")
+    generate.add_argument("--json", action="store_true", help="print one JSON object at the end, instead of streaming")
+    _add_sampling(generate)
+    _add_boot(generate)
+    chat = commands.add_parser("chat", help="talk to the model, one line at a time", allow_abbrev=False)
+    _add_bundle(chat)
+    chat.add_argument("--system", metavar="TEXT", help="system message to begin with")
+    _add_sampling(chat)
+    _add_boot(chat)
+    inspect = commands.add_parser("inspect", help="print what a bundle holds", allow_abbrev=False)
+    _add_bundle(inspect)
+    inspect.add_argument("--json", action="store_true", help="print one JSON object")
+    inspect.add_argument("--tensors", action="store_true", help="list the tensors")
+    inspect.add_argument("--plan", metavar="NAME", help="list the launches of a plan, such as forward-t1-r1")
+    verify = commands.add_parser("verify", help="check every digest and every golden", allow_abbrev=False)
+    _add_bundle(verify)
+    verify.add_argument("--json", action="store_true", help="print one JSON object")
+    verify.add_argument("--threads", type=_positive, metavar="N", help="threads of the process (default: processors)")
+    return parser
+
+
+def _add_bundle(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory that paiton-build made")
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("sampling")
+    group.add_argument(
+        "--max-tokens", type=_positive, metavar="N", help="tokens to generate (default: 256, or what the context leaves)"
+    )
+    group.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)")
+    group.add_argument("--top-p", type=float, default=1.0, metavar="P", help="nucleus, in (0, 1]")
+    group.add_argument("--top-k", type=int, default=0, metavar="K", help="largest logits to draw from, 0 for all")
+    group.add_argument("--seed", type=int, metavar="N", help="of the draws (default: a new one each time)")
+    group.add_argument("--ignore-eos", action="store_true", help="go on after an end of sequence")
+
+
+def _add_boot(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("boot")
+    group.add_argument(
+        "--threads", type=_positive, metavar="N", help="threads of the process, shared by the ranks (default: processors)"
+    )
+    group.add_argument("--cpu-level", metavar="LEVEL", help="instruction-set level (default: the best that runs here)")
+    group.add_argument(
+        "--kv-tokens",
+        type=_positive,
+        metavar="N",
+        help="tokens in the KV cache (default: all requests at full context, within half of the free memory)",
+    )
+    group.add_argument("--pin", action="store_true", help="bind threads to processors")
+    group.add_argument("--no-golden-check", action="store_true", help="do not reproduce recorded logits first")
+
+
+def _positive(text: str) -> int:
+    """Parses a count of at least one."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""The driver protocol: the few things that differ between devices."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Protocol
+
+from paiton_artifacts.layout import Region
+from paiton_artifacts.plan import Plan
+from paiton_runtime.budget import RegionSizes
+
+
+class Graph(Protocol):
+    """A plan made ready for launch on every rank."""
+
+    launches: int
+
+
+class Driver(Protocol):
+    """A device with all ranks of one model. Methods are called in this order; `close` may be called at any time."""
+
+    def open_weights(self, descriptor: int, size: int, name: str) -> None:
+        """Gives the next rank's weights an address: the first `size` bytes of an open file; `name` is for messages."""
+
+    def load_weights(self) -> None:
+        """Makes the weights resident; blocks, and is called from a thread of its own."""
+
+    def allocate(self, sizes: RegionSizes) -> None:
+        """Reserves the other regions of every rank, zero-filled."""
+
+    def load_code(self, name: str, code: bytes, symbols: Collection[str]) -> None:
+        """Loads a code object from memory and resolves its symbols."""
+
+    def build(self, plan: Plan) -> Graph:
+        """Unrolls and relocates a plan whose bounds have been checked."""
+
+    def run(self, *graphs: Graph) -> None:
+        """Runs graphs one after the other on all ranks, and returns when they are done."""
+
+    def view(self, region: Region, offset: int, size: int, format: str) -> memoryview:
+        """Returns rank 0's bytes of a host-visible region (io, comm, kv) as elements of a struct format."""
+
+    def close(self) -> None:
+        """Frees everything."""

@@ -1,0 +1,246 @@
+"""The host library through ctypes: mappings, programs and thread groups, as objects that free what they hold.
+
+Calls into the library release the interpreter lock, so that weights are read and steps run while Python goes on.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from paiton_artifacts.errors import OutOfMemoryError, PaitonError, ResourceError, UnsupportedHostError
+from paiton_artifacts.layout import RUNTIME_ABI, Region
+
+LIBRARY = Path(__file__).parent / "_native" / "libpaiton_host.so"
+REGIONS = len(Region)
+
+_pointer = ctypes.c_void_p
+_u32 = ctypes.c_uint32
+_u64 = ctypes.c_uint64
+
+
+class _Plan(ctypes.Structure):
+    """`struct paiton_plan` of paiton_host.h."""
+
+    _fields_ = [
+        ("segments", ctypes.c_char_p),
+        ("launches", ctypes.c_char_p),
+        ("relocations", ctypes.c_char_p),
+        ("args", ctypes.c_char_p),
+        ("segment_count", _u64),
+        ("launch_count", _u64),
+        ("relocation_count", _u64),
+        ("args_size", _u64),
+    ]
+
+
+_SIGNATURES: dict[str, tuple[object, list[object]]] = {
+    "paiton_abi": (_u32, []),
+    "paiton_map_file": (ctypes.c_int, [ctypes.c_int, _u64, ctypes.POINTER(_pointer)]),
+    "paiton_map_anonymous": (ctypes.c_int, [_u64, _u32, ctypes.POINTER(_pointer)]),
+    "paiton_unmap": (ctypes.c_int, [_pointer, _u64]),
+    "paiton_populate": (ctypes.c_int, [ctypes.c_int, _pointer, _u64, _u32]),
+    "paiton_program_create": (
+        ctypes.c_int,
+        [ctypes.POINTER(_Plan), ctypes.POINTER(_u64), _u32, ctypes.POINTER(_pointer)],
+    ),
+    "paiton_program_destroy": (None, [_pointer]),
+    "paiton_program_launches": (_u64, [_pointer]),
+    "paiton_group_create": (
+        ctypes.c_int,
+        [_u32, _u32, _u32, ctypes.POINTER(ctypes.c_int32), ctypes.POINTER(_pointer)],
+    ),
+    "paiton_group_destroy": (None, [_pointer]),
+    "paiton_step": (ctypes.c_int, [_pointer, ctypes.POINTER(_pointer), _u32]),
+}
+
+_library: ctypes.CDLL | None = None
+
+
+def library(path: Path = LIBRARY) -> ctypes.CDLL:
+    """Returns the host library, loaded at first use.
+
+    Raises:
+        UnsupportedHostError: it is absent, does not load, or has another ABI than this Python code.
+    """
+    global _library
+    if _library is None:
+        _library = _load(path)
+    return _library
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    build = f"reinstall paiton-aot, or in a checkout run: python runtime/paiton_runtime/native/build.py {path}"
+    if not path.exists():
+        raise UnsupportedHostError(f"the host library is absent: {path}", hint=build)
+    try:
+        loaded = ctypes.CDLL(str(path))
+        for name, (result, arguments) in _SIGNATURES.items():
+            function = getattr(loaded, name)
+            function.restype, function.argtypes = result, arguments
+    except (OSError, AttributeError) as error:
+        raise UnsupportedHostError(f"the host library does not load: {error}", hint=build) from error
+    if (abi := loaded.paiton_abi()) != RUNTIME_ABI:
+        raise UnsupportedHostError(f"the host library {path} has ABI {abi}, this version needs {RUNTIME_ABI}", hint=build)
+    return loaded
+
+
+def _check(status: int, operation: str) -> None:
+    """Raises for a negative errno, naming the operation."""
+    if status == 0:
+        return
+    text = os.strerror(-status)
+    if status == -12:  # ENOMEM
+        raise OutOfMemoryError(f"{operation} failed: {text}", hint="free memory, or raise the limits of this process")
+    raise ResourceError(f"{operation} failed: {text}", hint="check the limits of this process (ulimit -a)")
+
+
+class Mapping:
+    """Pages that this process mapped: a file read-only, or zeros that cost nothing until touched.
+
+    Attributes:
+        address: of the first byte; 0 once closed.
+        size: in bytes; an empty mapping has address 0.
+    """
+
+    def __init__(self, address: int, size: int, descriptor: int | None = None) -> None:
+        self.address = address
+        self.size = size
+        self._descriptor = descriptor
+
+    @classmethod
+    def file(cls, descriptor: int, size: int, *, what: str) -> Mapping:
+        """Maps the first `size` bytes of an open file, which the caller knows to be there; `what` names it in errors.
+
+        The descriptor is duplicated: it is needed again by `populate`.
+        """
+        own = os.dup(descriptor)
+        address = _pointer()
+        status = library().paiton_map_file(own, size, ctypes.byref(address))
+        if status:
+            os.close(own)
+        _check(status, f"mapping {size} bytes of {what}")
+        return cls(address.value or 0, size, own)
+
+    @classmethod
+    def anonymous(cls, size: int, *, what: str, huge_pages: bool = False) -> Mapping:
+        """Maps `size` bytes of zeros; `what` names them in errors."""
+        if size == 0:
+            return cls(0, 0)
+        address = _pointer()
+        _check(
+            library().paiton_map_anonymous(size, int(huge_pages), ctypes.byref(address)),
+            f"reserving {size} bytes for {what}",
+        )
+        return cls(address.value or 0, size)
+
+    def populate(self, threads: int) -> None:
+        """Brings every page of a file mapping in with `threads` threads.
+
+        Raises:
+            ResourceError: reading failed (the file shrank, or the device has an error).
+        """
+        if self._descriptor is None:
+            raise PaitonError("only file mappings are populated")
+        _check(library().paiton_populate(self._descriptor, self.address, self.size, threads), "reading weights")
+
+    def view(self, offset: int, size: int, format: str) -> memoryview:
+        """Returns `size` bytes from `offset` as elements of a struct format; valid until close."""
+        if offset < 0 or size < 0 or offset + size > self.size:
+            raise PaitonError(f"view of {size} bytes at {offset} leaves a mapping of {self.size} bytes")
+        return memoryview((ctypes.c_char * size).from_address(self.address + offset)).cast("B").cast(format)
+
+    def close(self) -> None:
+        """Unmaps; views must no longer be used."""
+        if self.address:
+            _check(library().paiton_unmap(self.address, self.size), "unmapping")
+            self.address = 0
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+class Program:
+    """A plan, unrolled and relocated for every rank.
+
+    Args:
+        segments, launches, relocations, args: packed records as in paiton_host.h.
+        counts: number of segments, of launches and of relocations.
+        bases: for each rank the addresses of its regions, in the order of `Region`.
+
+    Raises:
+        PaitonError: a record points outside the arrays; plans are checked before, so this is a defect of ours.
+    """
+
+    def __init__(
+        self,
+        segments: bytes,
+        launches: bytes,
+        relocations: bytes,
+        args: bytes,
+        counts: tuple[int, int, int],
+        bases: Sequence[Sequence[int]],
+    ) -> None:
+        self.handle: int | None = None
+        plan = _Plan(segments, launches, relocations, args, *counts, len(args))
+        flat = [address for rank in bases for address in rank]
+        if any(len(rank) != REGIONS for rank in bases):
+            raise PaitonError(f"every rank has {REGIONS} region addresses")
+        handle = _pointer()
+        status = library().paiton_program_create(
+            ctypes.byref(plan), (_u64 * len(flat))(*flat), len(bases), ctypes.byref(handle)
+        )
+        if status == -22:  # EINVAL
+            raise PaitonError("a launch or relocation points outside the plan")
+        _check(status, "unrolling a plan")
+        self.handle = handle.value
+        self.launches: int = library().paiton_program_launches(handle)
+
+    def close(self) -> None:
+        """Frees the program; no step may be running it."""
+        if self.handle is not None:
+            library().paiton_program_destroy(self.handle)
+            self.handle = None
+
+
+class Group:
+    """A team of `workers` threads for each of `ranks` ranks; the caller of `step` is worker 0 of rank 0.
+
+    Args:
+        ranks: size of the tensor-parallel group.
+        workers: threads per rank.
+        spin_nanoseconds: how long a thread polls at a barrier before it sleeps; 0 where threads outnumber processors.
+        cpus: a processor for each thread, rank-major, or -1; None leaves placement to the kernel.
+    """
+
+    def __init__(
+        self, ranks: int, workers: int, *, spin_nanoseconds: int, cpus: Sequence[int] | None = None
+    ) -> None:
+        self.ranks = ranks
+        self.workers = workers
+        self._handle: int | None = None
+        if cpus is not None and len(cpus) != ranks * workers:
+            raise PaitonError(f"{len(cpus)} processors given for {ranks * workers} threads")
+        handle = _pointer()
+        placement = None if cpus is None else (ctypes.c_int32 * len(cpus))(*cpus)
+        _check(
+            library().paiton_group_create(ranks, workers, spin_nanoseconds, placement, ctypes.byref(handle)),
+            f"starting {ranks * workers - 1} threads",
+        )
+        self._handle = handle.value
+
+    def step(self, *programs: Program) -> None:
+        """Runs the programs one after the other on all ranks, and returns when all are done. Not re-entrant."""
+        if self._handle is None:
+            raise PaitonError("the thread group is closed")
+        chain = (_pointer * len(programs))(*(program.handle for program in programs))
+        if library().paiton_step(self._handle, chain, len(programs)):
+            raise PaitonError("a program was made for another number of ranks")
+
+    def close(self) -> None:
+        """Stops and joins the threads."""
+        if self._handle is not None:
+            library().paiton_group_destroy(self._handle)
+            self._handle = None

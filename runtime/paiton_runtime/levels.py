@@ -1,0 +1,58 @@
+"""Which instruction-set levels this machine runs, best first."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+
+from paiton_artifacts.errors import UnsupportedHostError, UnsupportedTargetError
+
+_V3 = frozenset({"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"})
+_V4_VBMI = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512vbmi"}
+
+LEVELS: dict[str, frozenset[str]] = {
+    "x86-64-v4-bf16-vbmi": _V4_VBMI | {"avx512_bf16"},
+    "x86-64-v4-vbmi": _V4_VBMI,
+    "x86-64-v3": _V3,
+    "generic": frozenset(),
+}
+"""Levels from best to worst, with the flags (names of /proc/cpuinfo) that each needs."""
+
+
+def cpu_flags() -> frozenset[str]:
+    """Returns the flags of the first processor, and those that `PAITON_CPU_FLAGS` adds.
+
+    The variable is for virtual machines whose hypervisor hides an instruction set that the processor has.
+    """
+    flags = set(os.environ.get("PAITON_CPU_FLAGS", "").split())
+    with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+        for line in file:
+            if line.startswith("flags"):
+                flags.update(line.partition(":")[2].split())
+                break
+    return frozenset(flags)
+
+
+def runnable_levels(flags: Collection[str]) -> list[str]:
+    """Returns the levels that a processor with these flags runs, best first."""
+    return [level for level, needed in LEVELS.items() if needed <= set(flags)]
+
+
+def choose_level(available: Collection[str], flags: Collection[str], wanted: str | None = None) -> str:
+    """Returns the best of the bundle's levels that this machine runs, or `wanted` if it is one of them.
+
+    Raises:
+        UnsupportedTargetError: the bundle does not hold `wanted`.
+        UnsupportedHostError: this machine runs none of the bundle's levels, or not `wanted`.
+    """
+    runnable = runnable_levels(flags)
+    held = ", ".join(sorted(available)) or "none"
+    if wanted is not None and wanted not in available:
+        raise UnsupportedTargetError(f"the bundle has no cpu level {wanted!r}", hint=f"it holds: {held}")
+    if wanted is not None and wanted not in runnable:
+        missing = ", ".join(sorted(LEVELS.get(wanted, frozenset()) - set(flags))) or "support in this version"
+        raise UnsupportedHostError(f"this machine lacks {missing} for level {wanted}", hint=f"it runs: {', '.join(runnable)}")
+    for level in runnable:
+        if level in available and wanted in (None, level):
+            return level
+    raise UnsupportedHostError(f"this machine runs none of the bundle's cpu levels: {held}", hint="build the bundle again")

@@ -1,0 +1,81 @@
+/* Mappings of blobs and arenas, and the threads that bring a blob's pages in. */
+#define _GNU_SOURCE
+#include "paiton_host.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <sys/mman.h>
+
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22 /* Linux 5.14 */
+#endif
+
+#define SLICE_BYTES (4ull << 20)
+#define PAGE_BYTES 4096ull
+#define MAX_READERS 64u
+
+int paiton_map_file(int fd, uint64_t size, void **address) {
+    *address = mmap(NULL, size, PROT_READ, MAP_SHARED, fd, 0);
+    return *address == MAP_FAILED ? -errno : 0;
+}
+
+/* Pages are zero and cost nothing until touched. Huge pages are a wish: a kernel without them says EINVAL. */
+int paiton_map_anonymous(uint64_t size, uint32_t huge_pages, void **address) {
+    *address = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (*address == MAP_FAILED) return -errno;
+    if (huge_pages) madvise(*address, size, MADV_HUGEPAGE);
+    return 0;
+}
+
+int paiton_unmap(void *address, uint64_t size) { return munmap(address, size) ? -errno : 0; }
+
+struct populate {
+    int fd;
+    uint8_t *base;
+    uint64_t size;
+    _Atomic uint64_t next; /* first byte that nobody has taken */
+    _Atomic int error;
+};
+
+/* Reads a byte of every page. Only for kernels without MADV_POPULATE_READ: a file that shrinks meanwhile is fatal. */
+static void touch(const volatile uint8_t *start, uint64_t size) {
+    for (uint64_t i = 0; i < size; i += PAGE_BYTES) (void)start[i];
+}
+
+static void *populate_slices(void *argument) {
+    struct populate *job = argument;
+    for (;;) {
+        uint64_t start = atomic_fetch_add(&job->next, SLICE_BYTES);
+        if (start >= job->size || atomic_load(&job->error)) return NULL;
+        uint64_t size = job->size - start < SLICE_BYTES ? job->size - start : SLICE_BYTES;
+        /* Faults read ahead by 128 KiB only; asking for the slice first keeps a cold disk busy. Advice may fail. */
+        (void)posix_fadvise(job->fd, (off_t)start, (off_t)size, POSIX_FADV_WILLNEED);
+        if (madvise(job->base + start, size, MADV_POPULATE_READ) == 0) continue;
+        if (errno == EINVAL)
+            touch(job->base + start, size);
+        else
+            atomic_store(&job->error, errno);
+    }
+}
+
+/* Faults a file mapping in with `threads` threads, the caller included. Fewer threads than asked for is no error. */
+int paiton_populate(int fd, void *address, uint64_t size, uint32_t threads) {
+    struct populate job = {.fd = fd, .base = address, .size = size};
+    pthread_t readers[MAX_READERS];
+    uint32_t started = 0;
+    sigset_t all, old;
+    sigfillset(&all);
+    int error = pthread_sigmask(SIG_SETMASK, &all, &old);
+    if (error) return -error;
+    while (started + 1 < threads && started < MAX_READERS &&
+           pthread_create(&readers[started], NULL, populate_slices, &job) == 0)
+        started++;
+    error = pthread_sigmask(SIG_SETMASK, &old, NULL);
+    populate_slices(&job);
+    for (uint32_t i = 0; i < started; i++) pthread_join(readers[i], NULL);
+    int failed = atomic_load(&job.error);
+    return failed ? -failed : -error;
+}

@@ -1,0 +1,106 @@
+"""Plans of the cpu target: few launches, disjoint live scratch, extents inside their regions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from paiton_aot.blob_layout import blob_size, lay_out
+from paiton_aot.models import llama
+from paiton_aot.models.storage import Storage
+from paiton_aot.targets.cpu.lower import Bucket, Lowering
+from paiton_aot.targets.cpu.memory import Shape
+from paiton_aot.targets.cpu.plans import CpuPlans, buckets, make_plans
+from paiton_aot.targets.draft import Draft, Scratch
+from paiton_aot.targets.scratch import allocate
+from paiton_aot.weights import scale_specs
+from paiton_artifacts.layout import Region
+from paiton_artifacts.plan import check_plan, decode_plan, encode_plan
+from tests.cpu.build.test_weights import SMOLLM2
+
+LIMITS = (512, 32, 8192)
+
+
+def _lowered(tp: int, activations: str = "bf16", kv: str = "bf16") -> tuple[Any, list[Any], Shape]:
+    checkpoint: Any = SimpleNamespace(config=SMOLLM2, quantization=None, name="smollm2")
+    storage = Storage("fp8", "int8", activations, kv)
+    program = llama.program(checkpoint, storage)
+    tensors = lay_out(scale_specs(llama.weights(checkpoint, storage)), tp, SMOLLM2.kv_heads)
+    return program, tensors, Shape.of(SMOLLM2, tp, kv, LIMITS)
+
+
+def _plans(tp: int, **modes: str) -> CpuPlans:
+    program, tensors, shape = _lowered(tp, **modes)
+    return make_plans(program, tensors, blob_size(tensors), shape)
+
+
+def _sizes(drafts: Sequence[Draft]) -> dict[str, int]:
+    values = [r for draft in drafts for r in draft.references.values() if isinstance(r, Scratch)]
+    return {value.value: max(v.size for v in values if v.value == value.value) for value in values}
+
+
+@pytest.mark.parametrize(("tp", "launches"), [(1, 5), (3, 7)])
+def test_a_decode_layer_takes_at_most_seven_launches(tp: int, launches: int) -> None:
+    decode = [plan for plan in _plans(tp).plans if plan.family == "forward" and plan.tokens <= 8]
+    layers = [segment for plan in decode for segment in plan.segments if segment.repeat == SMOLLM2.layers]
+    assert len(layers) == len(decode)
+    assert {len(segment.launches) for segment in layers} == {launches}
+
+
+@pytest.mark.parametrize("tp", [1, 3])
+@pytest.mark.parametrize("modes", [{}, {"activations": "fp8-dynamic", "kv": "fp8"}])
+def test_every_relocation_lies_within_its_region(tp: int, modes: dict[str, str]) -> None:
+    made = _plans(tp, **modes)
+    memory = made.memory
+    extents = {
+        Region.WEIGHTS: memory.weights_bytes,
+        Region.IO: memory.io_bytes,
+        Region.SCRATCH: memory.scratch_bytes + memory.worker_scratch_bytes,
+        Region.KV: memory.kv_block_bytes,
+        Region.COMM: memory.comm_bytes,
+    }
+    symbols = {variant.symbol for variant in made.variants}
+    for plan in made.plans:
+        assert decode_plan(encode_plan(plan)) == plan
+        check_plan(plan, extents, tp, symbols)
+
+
+@pytest.mark.parametrize("tokens", [1, 512])
+def test_values_that_live_together_share_no_bytes(tokens: int) -> None:
+    program, tensors, shape = _lowered(3)
+    table = {tensor.name: tensor for tensor in tensors}
+    drafts = Lowering(program, table, shape, Bucket(tokens, 1)).forward()
+    offsets, total = allocate(drafts)
+    sizes = _sizes(drafts)
+    for draft in drafts:
+        used = sorted({r.value for r in draft.references.values() if isinstance(r, Scratch)} | {"x"})
+        spans = sorted((offsets[value], offsets[value] + sizes[value]) for value in used)
+        assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False)), used
+        assert spans[-1][1] <= total
+
+
+def test_scratch_is_reused() -> None:
+    program, tensors, shape = _lowered(1)
+    drafts = Lowering(program, {t.name: t for t in tensors}, shape, Bucket(512, 32)).forward()
+    _, total = allocate(drafts)
+    assert total < sum(_sizes(drafts).values())
+
+
+def test_buckets_are_powers_of_two_with_few_or_all_requests() -> None:
+    assert [(b.tokens, b.requests) for b in buckets(32)][:7] == [(1, 1), (2, 2), (4, 4), (8, 8), (16, 8), (16, 16), (32, 8)]
+    assert max(b.tokens for b in buckets(4)) == 512
+    assert {b.requests for b in buckets(4)} == {1, 2, 4}
+
+
+def test_layers_are_laid_out_alike() -> None:
+    _, tensors, _ = _lowered(1)
+    by_name = {tensor.name: tensor for tensor in tensors}
+    strides = {
+        by_name[f"layers.{layer + 1}.{name}"].offset - by_name[f"layers.{layer}.{name}"].offset
+        for layer in range(SMOLLM2.layers - 1)
+        for name in ("qkv_proj", "qkv_proj.scale", "down_proj", "mlp_norm")
+    }
+    assert len(strides) == 1

@@ -1,0 +1,63 @@
+"""Ranks hold their share and no more, and each one's weights matter."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from paiton_runtime.boot import BootOptions, boot
+from paiton_runtime.model import Model
+from tests.independent_reader import read_bundle
+from tests.teacher_forced import logits_of
+
+IDS = [(13 * index + 2) % 400 for index in range(24)]
+
+
+@pytest.fixture(scope="module")
+def two_ranks(build_bundle: Callable[..., Path], tiny_checkpoint: Path) -> Path:
+    return build_bundle("tiny-tp2", tiny_checkpoint, "--tp", "2")
+
+
+def _is_sharded(tensor: dict[str, object]) -> bool:
+    parts: list[dict[str, list[int]]] = tensor["parts"]  # type: ignore[assignment]
+    return any(len({*part["source_row"]}) > 1 or len({*part["source_col"]}) > 1 for part in parts)
+
+
+def test_a_blob_holds_its_share_and_what_is_replicated(two_ranks: Path, tiny_bundle: Path) -> None:
+    whole = {tensor["name"]: tensor["size"] for tensor in read_bundle(tiny_bundle).manifest["tensors"]}
+    manifest = read_bundle(two_ranks).manifest
+    assert [blob["rank"] for blob in manifest["blobs"]] == [0, 1]
+    for tensor in manifest["tensors"]:
+        share = 2 if _is_sharded(tensor) else 1
+        assert tensor["size"] <= whole[tensor["name"]] / share + 16 * tensor["shape"][0]
+    assert sum(_is_sharded(tensor) for tensor in manifest["tensors"]) > len(manifest["tensors"]) / 3
+
+
+def test_two_ranks_agree_with_one(two_ranks: Path, tiny_bundle: Path) -> None:
+    with boot(tiny_bundle) as one, boot(two_ranks) as two:
+        expected, ours = logits_of(one, IDS), logits_of(two, IDS)
+    assert np.abs(ours - expected).max() <= 0.1 * expected.std()
+
+
+def test_corrupting_a_weight_of_rank_1_changes_the_logits(two_ranks: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(two_ranks, broken)
+    manifest = read_bundle(two_ranks).manifest
+    (down,) = (tensor for tensor in manifest["tensors"] if tensor["name"] == "layers.0.down_proj")
+    with (broken / manifest["blobs"][1]["path"]).open("r+b") as file:
+        os.pwrite(file.fileno(), b"\x77" * down["size"], down["offset"])
+    with boot(two_ranks) as good:
+        before = _greedy(good)
+    with boot(broken, BootOptions(golden_check=False)) as bad:
+        assert _greedy(bad) != before
+
+
+def _greedy(model: Model) -> list[int]:
+    """Returns the most likely token after every prefix."""
+    tokens: list[int] = logits_of(model, IDS).argmax(axis=1).tolist()
+    return tokens

@@ -1,0 +1,49 @@
+/* Kernels for the executor's tests; they follow the calling convention of the real ones. */
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+/* Draws a ticket for this worker: tickets tell in which order launches ran. */
+struct ticket_args { u64 *counter; u64 *tickets; u64 index; u64 rank; u64 ranks; };
+void ticket(const struct ticket_args *a, u32 worker, u32 workers) {
+    u64 slot = (a->index * a->ranks + a->rank) * workers + worker;
+    a->tickets[slot] = __atomic_add_fetch(a->counter, 1, __ATOMIC_SEQ_CST);
+}
+
+/* Waits a while: makes workers arrive unevenly. */
+struct idle_args { u64 rank; u64 turns; };
+void idle(const struct idle_args *a, u32 worker, u32 workers) {
+    (void)workers;
+    for (volatile u64 i = 0; i < a->turns * ((a->rank * 7 + worker * 3) % 5); i++) {}
+}
+
+/* Each worker adds its share of n elements, x[i] += 1, without atomics: lost updates show a missing barrier. */
+struct increment_args { u64 *x; u64 n; u64 shift; };
+void increment(const struct increment_args *a, u32 worker, u32 workers) {
+    u64 share = (a->n + workers - 1) / workers;
+    u64 first = ((worker + a->shift) % workers) * share; /* another worker's share at every launch */
+    for (u64 i = first; i < first + share && i < a->n; i++) a->x[i]++;
+}
+
+/* out[0] = own[0] + what the two peers hold, then own[0] = out[0] is left to the next launch. */
+struct sum_args { u64 *part0; u64 *part1; u64 *part2; u64 *out; };
+void sum(const struct sum_args *a, u32 worker, u32 workers) {
+    (void)workers;
+    if (worker == 0) *a->out = *a->part0 + *a->part1 + *a->part2;
+}
+struct copy_args { const u64 *from; u64 *to; u64 plus; };
+void copy(const struct copy_args *a, u32 worker, u32 workers) {
+    (void)workers;
+    if (worker == 0) *a->to = *a->from + a->plus;
+}
+
+/* Writes its own arguments where the second one points to. */
+struct echo_args { u64 *log; u64 *count; u64 a, b, c; };
+void echo(const struct echo_args *a, u32 worker, u32 workers) {
+    (void)workers;
+    if (worker) return;
+    u64 *row = a->log + 5 * *a->count;
+    row[0] = (u64)a->log, row[1] = (u64)a->count, row[2] = a->a, row[3] = a->b, row[4] = a->c;
+    ++*a->count;
+}
+
+void nothing(const void *a, u32 worker, u32 workers) { (void)a, (void)worker, (void)workers; }

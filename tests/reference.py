@@ -1,0 +1,136 @@
+"""The independent judge of numerics: transformers in float32, on the weights that a bundle holds.
+
+Weights are dequantised from the bundle's bytes by the independent reader. What enters a linear layer, and q, k, v after
+RoPE, are rounded to bf16 like the bundle's program rounds them; all arithmetic is float32.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from tests.independent_reader import read_bundle
+
+Floats = NDArray[np.float32]
+
+_DTYPES = {
+    "f32": np.dtype(np.float32),
+    "bf16": np.dtype(ml_dtypes.bfloat16),
+    "fp8_e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
+    "int8": np.dtype(np.int8),
+}
+
+
+def dequantized(bundle: Any, name: str, rank: int = 0) -> Floats:
+    """Returns a tensor of a bundle as float32, its scales applied."""
+    dtype, shape, raw = bundle.tensor(rank, name)
+    values = np.frombuffer(raw, _DTYPES[dtype]).reshape(shape).astype(np.float32)
+    scale = next(tensor["scale"] for tensor in bundle.manifest["tensors"] if tensor["name"] == name)
+    return values * dequantized(bundle, scale, rank)[:, None] if scale else values
+
+
+def load_reference(path: Path, *, rounded: bool = True) -> LlamaForCausalLM:
+    """Returns transformers' model with the weights of a tp 1 bundle.
+
+    Args:
+        path: the bundle.
+        rounded: round activations and KV to bf16 where the bundle's program does.
+    """
+    bundle = read_bundle(path)
+    facts = bundle.manifest["model"]
+    assert bundle.manifest["tp"] == 1
+    config = LlamaConfig(
+        vocab_size=facts["vocab_size"],
+        hidden_size=facts["hidden_size"],
+        intermediate_size=facts["intermediate_size"],
+        num_hidden_layers=facts["layers"],
+        num_attention_heads=facts["attention_heads"],
+        num_key_value_heads=facts["kv_heads"],
+        head_dim=facts["head_dim"],
+        max_position_embeddings=facts["max_model_len"],
+        rms_norm_eps=facts["rms_norm_eps"],
+        rope_parameters={"rope_type": "default", "rope_theta": facts["rope"]["theta"]},
+        tie_word_embeddings=False,
+    )
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    model.to_empty(device="cpu")
+    model.load_state_dict(_state(bundle, facts), strict=True)
+    rotary = model.model.rotary_emb
+    rotary.inv_freq = torch.from_numpy(dequantized(bundle, "rope.inv_freq").copy())
+    rotary.attention_scaling = 1.0
+    if rounded:
+        _round_like_the_bundle(model)
+    return model.float().eval()
+
+
+def _state(bundle: Any, facts: dict[str, Any]) -> dict[str, torch.Tensor]:
+    state: dict[str, Floats] = {"model.embed_tokens.weight": dequantized(bundle, "embed_tokens")[: facts["vocab_size"]]}
+    names = {tensor["name"] for tensor in bundle.manifest["tensors"]}
+    head = "lm_head" if "lm_head" in names else "embed_tokens"
+    state["lm_head.weight"] = dequantized(bundle, head)[: facts["vocab_size"]]
+    state["model.norm.weight"] = dequantized(bundle, "norm")
+    kv_rows = facts["kv_heads"] * facts["head_dim"]
+    for layer in range(facts["layers"]):
+        source, target = f"layers.{layer}.", f"model.layers.{layer}."
+        state[target + "input_layernorm.weight"] = dequantized(bundle, source + "input_norm")
+        state[target + "post_attention_layernorm.weight"] = dequantized(bundle, source + "mlp_norm")
+        qkv = dequantized(bundle, source + "qkv_proj")
+        q, k, v = np.split(qkv, [len(qkv) - 2 * kv_rows, len(qkv) - kv_rows])
+        state |= {f"{target}self_attn.{n}_proj.weight": w for n, w in zip("qkv", (q, k, v), strict=True)}
+        state[target + "self_attn.o_proj.weight"] = dequantized(bundle, source + "o_proj")
+        gate, up = np.split(dequantized(bundle, source + "gate_up_proj"), 2)
+        state[target + "mlp.gate_proj.weight"], state[target + "mlp.up_proj.weight"] = gate, up
+        state[target + "mlp.down_proj.weight"] = dequantized(bundle, source + "down_proj")
+    return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in state.items()}
+
+
+def _bf16(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.bfloat16().float()
+
+
+def _round_like_the_bundle(model: LlamaForCausalLM) -> None:
+    def attention(module: Any, q: Any, k: Any, v: Any, mask: Any, **options: Any) -> Any:
+        return sdpa_attention_forward(module, _bf16(q), _bf16(k), _bf16(v), mask, **options)
+
+    AttentionInterface.register("bf16_qkv", attention)
+    model.set_attn_implementation("bf16_qkv")
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(lambda _, args: (_bf16(args[0]),))
+
+
+@torch.inference_mode()
+def reference_logits(model: LlamaForCausalLM, ids: list[int]) -> Floats:
+    """Returns the logits [len(ids), vocab_size] after each prefix of `ids`."""
+    logits: Floats = model(torch.tensor([ids]), use_cache=False).logits[0].float().numpy()
+    return logits
+
+
+def perplexity(logits: Floats, ids: list[int]) -> float:
+    """Returns exp of the mean negative log likelihood of ids[1:] given their prefixes."""
+    shifted = logits[:-1].astype(np.float64)
+    peak = shifted.max(axis=1, keepdims=True)
+    log_sum = np.log(np.exp(shifted - peak).sum(axis=1)) + peak[:, 0]
+    chosen = shifted[np.arange(len(ids) - 1), ids[1:]]
+    return float(np.exp((log_sum - chosen).mean()))
+
+
+def top1_agreement(ours: Floats, reference: Floats, tolerance: float) -> tuple[float, int]:
+    """Compares the most likely tokens row by row.
+
+    Returns:
+        The share of rows that agree, and the number that disagree although the reference's top-2 margin exceeds
+        `tolerance` (in logits).
+    """
+    two = np.sort(np.partition(reference, -2, axis=1)[:, -2:], axis=1)
+    equal = ours.argmax(axis=1) == reference.argmax(axis=1)
+    clear = two[:, 1] - two[:, 0] > tolerance
+    return float(equal.mean()), int((~equal & clear).sum())

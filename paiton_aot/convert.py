@@ -53,7 +53,7 @@ def write_tensors(
         for index, source in enumerate(spec.sources):
             stored = checkpoint.tensor(source.name)
             for start, block in _blocks(stored):
-                data, scales = _convert(checkpoint, stored, block, spec.storage)
+                data, scales = _convert(checkpoint, stored, start, block, spec.storage)
                 _write_block(data, start, tensor, tensor.parts[index], blobs)
                 if scales is not None:
                     companion = tensors[spec.scale]
@@ -74,15 +74,15 @@ def _blocks(stored: SourceTensor) -> Iterator[tuple[int, NDArray[np.generic]]]:
 
 
 def _convert(
-    checkpoint: Checkpoint, stored: SourceTensor, block: NDArray[np.generic], storage: str
+    checkpoint: Checkpoint, stored: SourceTensor, start: int, block: NDArray[np.generic], storage: str
 ) -> tuple[Bytes, NDArray[np.float32] | None]:
     """Returns the block as stored bytes [rows, bytes per row], and its f32 scales [rows] where the storage has any."""
     if stored.dtype == "fp8_e4m3fn":
-        data = quantize.normalize_fp8(block.view(np.uint8), stored.name)
+        data = quantize.normalize_fp8(block.view(np.uint8), stored.name, start)
         name = f"{stored.name}_scale"
         scale = read_scale({name: checkpoint.tensor(name)}, name)
         return as_rows(data), np.full(block.shape[0], scale, np.float32)
-    quantize.check_finite(block, stored.name)
+    quantize.check_finite(block, stored.name, start)
     if storage == "fp8_e4m3fn":
         data, scales = quantize.quantize_rows_fp8(block)
         return as_rows(data), scales

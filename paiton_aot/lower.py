@@ -59,7 +59,7 @@ def _facts(checkpoint: Checkpoint, storage: Storage, options: BuildOptions) -> M
             f"--max-model-len {wanted} is outside the context of {checkpoint.name}", hint=f"use 1 to {longest}"
         )
     return ModelFacts(
-        name=options.name or checkpoint.name,
+        name=options.name or checkpoint.title,
         architecture=config.architecture,
         layers=config.layers,
         hidden_size=config.hidden_size,

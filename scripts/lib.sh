@@ -29,14 +29,14 @@ find_python() { # prints the first Python that is new enough
 }
 
 require_venv() { # $1: a Python. Debian and Ubuntu keep what `venv` needs in a package of its own
-    "$1" -c 'import ensurepip, venv' 2>/dev/null && return
+    "$1" -c 'import ensurepip, venv; ensurepip.version()' 2>/dev/null && return
     local package
     package="$("$1" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')"
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
         echo "installing $package" >&2
         apt-get update -qq >/dev/null
         DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$package" >/dev/null
-        "$1" -c 'import ensurepip, venv' 2>/dev/null && return
+        "$1" -c 'import ensurepip, venv; ensurepip.version()' 2>/dev/null && return
         stop "$package is installed, and $1 still cannot make virtual environments"
     fi
     stop "$1 lacks the venv module; run: sudo apt-get install -y $package"

@@ -88,6 +88,7 @@ class Cache:
     def __init__(self, root: Path) -> None:
         root.mkdir(parents=True, exist_ok=True)
         self.root = root
+        self._served: dict[str, Path] = {}
 
     def folder(self, name: str, make: Callable[[Path], None], sources: Iterable[Path], *parameters: str) -> Path:
         """Returns the folder that `make(folder)` once filled.
@@ -100,6 +101,8 @@ class Cache:
         """
         key = hashlib.sha256("\0".join((source_digest(sources), *parameters)).encode()).hexdigest()[:KEY_LENGTH]
         folder = self.root / f"{name}-{key}"
+        if self._served.setdefault(name, folder) != folder:
+            raise ValueError(f"{name} was asked for twice, made from different things: give each a name of its own")
         if not folder.exists():
             for stale in self.root.glob(f"{name}-{'?' * KEY_LENGTH}"):
                 shutil.rmtree(stale)

@@ -37,12 +37,13 @@ class IndependentBundle:
         with (self.path / self.manifest["blobs"][rank]["path"]).open("rb") as blob:
             blob.seek(entry["offset"])
             data = blob.read(entry["size"])
-        rows = [data[row * entry["row_stride"] :][:row_bytes] for row in range(shape[0])]
+        starts = (row * entry["row_stride"] for row in range(shape[0]))
+        rows = [data[start : start + row_bytes] for start in starts]
         return entry["dtype"], shape, b"".join(rows)
 
     def file(self, entry: dict[str, Any]) -> bytes:
         """Returns the verified contents of a file entry."""
-        data = (self.path / entry["path"]).read_bytes()
+        data: bytes = (self.path / entry["path"]).read_bytes()
         assert len(data) == entry["size"], entry["path"]
         assert hashlib.sha256(data).hexdigest() == entry["sha256"], entry["path"]
         return data

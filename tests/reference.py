@@ -1,11 +1,13 @@
 """The independent judge of numerics: transformers in float32, on the weights that a bundle holds.
 
 Weights are dequantised from the bundle's bytes by the independent reader. What enters a linear layer, and q, k, v after
-RoPE, are rounded to bf16 like the bundle's program rounds them; all arithmetic is float32.
+RoPE, are rounded like the bundle's program rounds them (bf16 or e4m3, by its modes); all arithmetic is float32.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from tests.independent_reader import read_bundle
 
 Floats = NDArray[np.float32]
+Rounding = Callable[[torch.Tensor], torch.Tensor]
 
 _DTYPES = {
     "f32": np.dtype(np.float32),
@@ -41,7 +44,7 @@ def load_reference(path: Path, *, rounded: bool = True) -> LlamaForCausalLM:
 
     Args:
         path: the bundle.
-        rounded: round activations and KV to bf16 where the bundle's program does.
+        rounded: round activations and KV where the bundle's program does.
     """
     bundle = read_bundle(path)
     facts = bundle.manifest["model"]
@@ -56,7 +59,7 @@ def load_reference(path: Path, *, rounded: bool = True) -> LlamaForCausalLM:
         head_dim=facts["head_dim"],
         max_position_embeddings=facts["max_model_len"],
         rms_norm_eps=facts["rms_norm_eps"],
-        rope_parameters={"rope_type": "default", "rope_theta": facts["rope"]["theta"]},
+        rope_parameters={"rope_type": "default", "rope_theta": facts["rope"]["theta"]},  # inv_freq is set below
         tie_word_embeddings=False,
     )
     with torch.device("meta"):
@@ -67,7 +70,8 @@ def load_reference(path: Path, *, rounded: bool = True) -> LlamaForCausalLM:
     rotary.inv_freq = torch.from_numpy(dequantized(bundle, "rope.inv_freq").copy())
     rotary.attention_scaling = 1.0
     if rounded:
-        _round_like_the_bundle(model)
+        _round_attention(model, bundle)
+        _round_linear_inputs(model, bundle)
     return model.float().eval()
 
 
@@ -96,15 +100,73 @@ def _bf16(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.bfloat16().float()
 
 
-def _round_like_the_bundle(model: LlamaForCausalLM) -> None:
-    def attention(module: Any, q: Any, k: Any, v: Any, mask: Any, **options: Any) -> Any:
-        return sdpa_attention_forward(module, _bf16(q), _bf16(k), _bf16(v), mask, **options)
+def _e4m3(tensor: torch.Tensor, scale: torch.Tensor | float) -> torch.Tensor:
+    """Rounds to multiples of `scale` that e4m3 holds; what lies beyond its range saturates."""
+    return (tensor / scale).clamp(-448, 448).to(torch.float8_e4m3fn).float() * scale
 
-    AttentionInterface.register("bf16_qkv", attention)
-    model.set_attn_implementation("bf16_qkv")
-    for module in model.modules():
-        if isinstance(module, torch.nn.Linear):
-            module.register_forward_pre_hook(lambda _, args: (_bf16(args[0]),))
+
+def _per_token(tensor: torch.Tensor) -> torch.Tensor:
+    peak = tensor.abs().amax(dim=-1, keepdim=True)
+    return _e4m3(tensor, torch.where(peak > 0, peak / 448, torch.ones_like(peak)))
+
+
+def _round_attention(model: LlamaForCausalLM, bundle: Any) -> None:
+    """Rounds q, k and v after RoPE; the function finds its layer's scales by the module that calls it."""
+    scales = {}
+    if bundle.manifest["model"]["kv_cache"] == "fp8":
+        for layer in range(bundle.manifest["model"]["layers"]):
+            scales[layer] = [float(dequantized(bundle, f"layers.{layer}.{which}_scale")[0]) for which in "kv"]
+
+    def attention(module: Any, q: Any, k: Any, v: Any, mask: Any, **options: Any) -> Any:
+        if scales:
+            k_scale, v_scale = scales[module.layer_idx]
+            k, v = _e4m3(k, k_scale), _e4m3(v, v_scale)
+        else:
+            k, v = _bf16(k), _bf16(v)
+        return sdpa_attention_forward(module, _bf16(q), k, v, mask, **options)
+
+    AttentionInterface.register("rounded", attention)
+    model.set_attn_implementation("rounded")
+
+
+_FUSED = {
+    "q_proj": "qkv_proj",
+    "k_proj": "qkv_proj",
+    "v_proj": "qkv_proj",
+    "o_proj": "o_proj",
+    "gate_proj": "gate_up_proj",
+    "up_proj": "gate_up_proj",
+    "down_proj": "down_proj",
+}
+
+
+_STORED_AS_BF16 = ("o_proj", "down_proj")
+"""What attention and SiLU-mul hand over lies in memory as bf16 before it is quantised."""
+
+
+def _after_bf16(round_input: Rounding) -> Rounding:
+    return lambda tensor: round_input(_bf16(tensor))
+
+
+def _round_linear_inputs(model: LlamaForCausalLM, bundle: Any) -> None:
+    mode = bundle.manifest["model"]["activations"]
+    for name, module in model.named_modules():
+        if not isinstance(module, torch.nn.Linear):
+            continue
+        round_input: Rounding = _bf16
+        if mode == "fp8-dynamic" and name != "lm_head":
+            round_input = _per_token
+        elif mode == "fp8-static" and name != "lm_head":
+            _, _, layer, _, leaf = name.split(".")
+            scale = float(dequantized(bundle, f"layers.{layer}.{_FUSED[leaf]}.input_scale")[0])
+            round_input = functools.partial(_e4m3, scale=scale)
+        if name.endswith(_STORED_AS_BF16):
+            round_input = _after_bf16(round_input)
+        module.register_forward_pre_hook(_hook(round_input))
+
+
+def _hook(round_input: Rounding) -> Callable[..., tuple[torch.Tensor]]:
+    return lambda _, args: (round_input(args[0]),)
 
 
 @torch.inference_mode()
@@ -121,6 +183,11 @@ def perplexity(logits: Floats, ids: list[int]) -> float:
     log_sum = np.log(np.exp(shifted - peak).sum(axis=1)) + peak[:, 0]
     chosen = shifted[np.arange(len(ids) - 1), ids[1:]]
     return float(np.exp((log_sum - chosen).mean()))
+
+
+def relative_error(ours: Floats, reference: Floats) -> float:
+    """Returns the root mean square of the difference, over that of the reference around its mean."""
+    return float(np.sqrt(np.mean((ours - reference).astype(np.float64) ** 2)) / reference.std())
 
 
 def top1_agreement(ours: Floats, reference: Floats, tolerance: float) -> tuple[float, int]:

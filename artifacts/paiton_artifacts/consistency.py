@@ -81,8 +81,10 @@ def _check_files(manifest: Manifest) -> None:
     _require_unique([MANIFEST_NAME, *paths], "files")
     taken = set(paths)
     for path in paths:
-        parent = path.rpartition("/")[0]
-        _require(parent not in taken, f"file {path!r} lies inside the file {parent!r}")
+        folder = path.rpartition("/")[0]
+        while folder:
+            _require(folder not in taken, f"file {path!r} lies inside the file {folder!r}")
+            folder = folder.rpartition("/")[0]
     total = sum(entry.size for entry in [*(c.file for c in manifest.code_objects), *(p.file for p in manifest.plans)])
     _require(
         total <= MAX_CODE_AND_PLANS_BYTES,

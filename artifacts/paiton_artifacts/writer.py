@@ -85,7 +85,8 @@ class BundleWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._temporary is not None:
-            self._temporary.remove()
+            with _full_disk(self.path):
+                self._temporary.remove()
             self._temporary = None
         if isinstance(error, OSError) and error.errno in FULL_ERRNOS:
             raise _disk_full(self.path, error) from error

@@ -168,7 +168,9 @@ class Checkpoint(ABC):
     """An open checkpoint. Tensors may be read from several threads; close it, or use it as a context manager.
 
     Attributes:
-        name: for people: the directory's or file's name, or what its metadata calls the model.
+        name: for messages: the directory's or file's name, or what its metadata calls the model.
+        title: what its metadata calls the model, else its architecture and size. It never depends on where the
+            checkpoint lies, so that a bundle does not either.
         config: the model's facts.
         quantization: how its linear layers are quantised, None where they are not (or where `read_rows` undoes it).
     """
@@ -179,8 +181,10 @@ class Checkpoint(ABC):
         config: ModelConfig,
         tensors: Mapping[str, SourceTensor],
         quantization: Fp8Static | None = None,
+        title: str | None = None,
     ) -> None:
         self.name = name
+        self.title = title or _describe(config, tensors)
         self.config = config
         self.quantization = quantization
         self._tensors = dict(tensors)
@@ -226,6 +230,13 @@ class Checkpoint(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _describe(config: ModelConfig, tensors: Mapping[str, SourceTensor]) -> str:
+    """Returns e.g. "LlamaForCausalLM 8.0B"."""
+    parameters = sum(tensor.rows * tensor.row_elements for tensor in tensors.values())
+    size = f"{parameters / 1e9:.1f}B" if parameters >= 10**9 else f"{parameters / 1e6:.1f}M"
+    return f"{config.architecture} {size}"
 
 
 def find_tensor(tensors: Mapping[str, SourceTensor], name: str) -> SourceTensor:

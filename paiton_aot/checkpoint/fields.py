@@ -8,6 +8,13 @@ from collections.abc import Mapping
 from paiton_artifacts.errors import CheckpointFormatError
 
 MAX_INT = (1 << 31) - 1
+MAX_LAYERS = 1 << 14
+MAX_HEAD_DIM = 1 << 14
+
+
+def shown(value: object) -> str:
+    """Returns a value from a file as a message shows it: on one line, cut to 80 characters."""
+    return repr(value)[:80]
 
 
 class Fields:
@@ -17,11 +24,11 @@ class Fields:
         self.values = values
         self.what = what
 
-    def integer(self, name: str, default: int | None = None) -> int:
-        """Returns a positive integer."""
+    def integer(self, name: str, default: int | None = None, *, limit: int = MAX_INT) -> int:
+        """Returns a positive integer of at most `limit`."""
         value = self._value(name, default)
-        if type(value) is not int or not 0 < value <= MAX_INT:
-            raise self._wrong(name, value, "a positive integer")
+        if type(value) is not int or not 0 < value <= limit:
+            raise self._wrong(name, value, f"a positive integer of at most {limit}")
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
@@ -73,7 +80,7 @@ class Fields:
         return value
 
     def _wrong(self, name: str, value: object, expected: str) -> CheckpointFormatError:
-        return self.error(f"{name} {repr(value)[:80]}, expected {expected}")
+        return self.error(f"{name} {shown(value)}, expected {expected}")
 
     def error(self, problem: str) -> CheckpointFormatError:
         """Returns an error about the object's content."""

@@ -15,10 +15,18 @@ from paiton_artifacts.errors import CheckpointError, CheckpointFormatError
 MAX_JSON_BYTES = 64 << 20
 """Largest configuration, index or tokenizer file that is parsed (the largest tokenizers in use have 35 MB)."""
 
+MAX_NAME = 1024
+"""Longest name of a tensor, in characters."""
+
 MAX_READ = 1 << 30
 """One read of Linux returns at most 2 GiB - 4 KiB."""
 
 AGAIN = "the file is damaged or incomplete: fetch it again"
+
+
+def is_name(name: str) -> bool:
+    """Returns whether a tensor's name is one that a message can show on its line."""
+    return 0 < len(name) <= MAX_NAME and name.isprintable()
 
 
 class CheckpointFile:
@@ -109,7 +117,7 @@ def parse_object(
     try:
         parsed = json.loads(data.decode("utf-8"), object_pairs_hook=_without_duplicates)
     except _DuplicateKeyError as error:
-        raise duplicate(f"{what} has {error} twice", hint=AGAIN) from error
+        raise duplicate(f"{what} has key {str(error)[:80]!r} twice", hint=AGAIN) from error
     # ValueError: no JSON, no UTF-8, or an integer of thousands of digits. RecursionError: deep nesting.
     except (ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0]

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 
 from paiton_aot.checkpoint.base import Fp8Static, SourceTensor, find_kv_scales, read_scale
-from paiton_aot.checkpoint.fields import Fields
+from paiton_aot.checkpoint.fields import Fields, shown
 from paiton_artifacts.errors import CheckpointFormatError, UnsupportedQuantizationError
 
 SUPPORTED = "none (bf16, f16, f32), and quant_method fp8 with per-tensor scales"
@@ -69,17 +69,17 @@ def _parse_section(section: Fields) -> tuple[bool, tuple[str, ...]]:
     """Returns whether activations have static scales, and which modules are left alone."""
     method = section.values.get("quant_method")
     if method != "fp8":
-        raise _unsupported(f"{section.what} has quant_method {method!r}")
+        raise _unsupported(f"{section.what} has quant_method {shown(method)}")
     if section.values.get("weight_block_size") is not None:
-        raise _unsupported(f"{section.what} has weight_block_size {section.values['weight_block_size']!r}")
+        raise _unsupported(f"{section.what} has weight_block_size {shown(section.values['weight_block_size'])}")
     if section.values.get("fmt", "e4m3") != "e4m3":
-        raise _unsupported(f"{section.what} has fmt {section.values['fmt']!r}")
+        raise _unsupported(f"{section.what} has fmt {shown(section.values['fmt'])}")
     scheme = section.values.get("activation_scheme", "dynamic")
     if scheme not in ("static", "dynamic"):
-        raise _unsupported(f"{section.what} has activation_scheme {scheme!r}")
+        raise _unsupported(f"{section.what} has activation_scheme {shown(scheme)}")
     kv_scheme = section.values.get("kv_cache_scheme")
     if kv_scheme not in (None, "static") and not _is_static_fp8(kv_scheme):
-        raise _unsupported(f"{section.what} has kv_cache_scheme {kv_scheme!r}")
+        raise _unsupported(f"{section.what} has kv_cache_scheme {shown(kv_scheme)}")
     ignored = {*section.strings("ignored_layers"), *section.strings("modules_to_not_convert")}
     return scheme == "static", tuple(sorted(ignored))
 

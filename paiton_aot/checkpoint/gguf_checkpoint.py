@@ -61,14 +61,15 @@ class GgufTensor(SourceTensor):
         self._extent = extent
         self._file = file
         self._head_dim = head_dim
-        # A vector is one row in the file, and as many rows as elements to who reads it.
-        self._row_bytes = extent.row_bytes if len(extent.shape) > 1 else extent.row_bytes // extent.shape[0]
+        # Of a row as it is read, not as it is stored: a vector has as many rows as elements.
+        self._row_bytes = extent.nbytes // extent.shape[0]
 
     def _read(self, start: int, stop: int) -> NDArray[np.generic]:
         rows = self._stored_rows(start, stop)
         if self._extent.kind in STORED:
             return rows.view(NUMPY_DTYPES[self.dtype])
-        return dequantize(rows, self._extent.kind).astype(ml_dtypes.bfloat16)
+        values: NDArray[np.float32] = dequantize(rows, self._extent.kind)
+        return values.astype(ml_dtypes.bfloat16)
 
     def _stored_rows(self, start: int, stop: int) -> NDArray[np.uint8]:
         """Returns the bytes [stop - start, bytes per row] of the rows, in Hugging Face's order."""
@@ -81,7 +82,8 @@ class GgufTensor(SourceTensor):
         wanted = np.arange(start, stop)
         within = wanted % head
         stored = wanted - within + within % half * 2 + within // half
-        return self._read_bytes(first, last)[stored - first]
+        rows: NDArray[np.uint8] = self._read_bytes(first, last)[stored - first]
+        return rows
 
     def _read_bytes(self, start: int, stop: int) -> NDArray[np.uint8]:
         data = self._file.read(self._extent.offset + start * self._row_bytes, (stop - start) * self._row_bytes)
@@ -109,7 +111,8 @@ class GgufCheckpoint(Checkpoint):
             self._file.close()
             raise
         name = contents.metadata.get("general.name")
-        super().__init__(name if isinstance(name, str) and name else path.stem, config, tensors)
+        title = name if isinstance(name, str) and name else None
+        super().__init__(title or path.stem, config, tensors, title=title)
 
     def tokenizer(self) -> TokenizerFiles:
         """Returns the tokenizer, rebuilt from the metadata; see `Checkpoint.tokenizer`."""
@@ -122,14 +125,14 @@ class GgufCheckpoint(Checkpoint):
 
 def _check_types(tensors: Mapping[str, GgufExtent], path: Path) -> None:
     """Refuses types that the gguf library does not dequantise, before hours of conversion rather than within."""
-    for kind in sorted({extent.kind for extent in tensors.values()} - STORED.keys()):
+    quantized = {extent.kind: extent for extent in tensors.values() if extent.kind not in STORED}
+    for kind, extent in quantized.items():
         block_bytes = GGML_QUANT_SIZES[kind][1]
         try:
             dequantize(np.zeros((1, block_bytes), np.uint8), kind)
         except NotImplementedError as error:
-            name = next(extent.name for extent in tensors.values() if extent.kind is kind)
             raise UnsupportedQuantizationError(
-                f"tensor {name} of {path} has type {kind.name}",
+                f"tensor {extent.name} of {path} has type {kind.name}",
                 hint="supported: F32, F16, BF16 and what the gguf library dequantises (Q4_0, Q8_0, Q4_K, ...)",
             ) from error
 
@@ -151,8 +154,12 @@ def _canonical(stored: Mapping[str, GgufExtent], config: ModelConfig, file: Chec
         if extent.name == ROPE_FACTORS:
             continue
         name = _canonical_name(extent.name, str(file.path))
+        if len(extent.shape) < 2 and extent.kind not in STORED:
+            raise TensorShapeError(
+                f"vector {extent.name} of {file.path} has type {extent.kind.name}", hint="convert the model again"
+            )
         head_dim = config.head_dim if name.endswith(PERMUTED) else 0
-        if head_dim and (len(extent.shape) < 2 or extent.shape[0] % head_dim):
+        if head_dim and (len(extent.shape) < 2 or extent.shape[0] % head_dim or head_dim % 2):
             raise TensorShapeError(
                 f"tensor {extent.name} of {file.path} has shape {list(extent.shape)}, not heads of {head_dim} rows",
                 hint="convert the model again",

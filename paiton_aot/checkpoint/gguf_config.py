@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from paiton_aot.checkpoint.base import Llama3Scaling, ModelConfig
-from paiton_aot.checkpoint.fields import Fields
+from paiton_aot.checkpoint.fields import MAX_HEAD_DIM, MAX_LAYERS, Fields, shown
 from paiton_aot.checkpoint.llama_config import DEFAULT_ROPE_THETA
 from paiton_artifacts.errors import UnsupportedArchitectureError, UnsupportedError
 
@@ -37,7 +37,7 @@ def parse_config(
     hidden = fields.integer("llama.embedding_length")
     heads = fields.integer("llama.attention.head_count")
     kv_heads = fields.integer("llama.attention.head_count_kv", heads)
-    head_dim = fields.integer("llama.attention.key_length", hidden // heads)
+    head_dim = fields.integer("llama.attention.key_length", hidden // heads, limit=MAX_HEAD_DIM)
     if heads % kv_heads:
         raise fields.error(f"{heads} attention heads for {kv_heads} KV heads, which do not divide them")
     for name in ("llama.rope.dimension_count", "llama.attention.value_length"):
@@ -50,7 +50,7 @@ def parse_config(
     eos = [id_ for key in EOS_KEYS for id_ in fields.token_ids(f"tokenizer.ggml.{key}", vocab_size)]
     return ModelConfig(
         architecture=ARCHITECTURES["llama"],
-        layers=fields.integer("llama.block_count"),
+        layers=fields.integer("llama.block_count", limit=MAX_LAYERS),
         hidden_size=hidden,
         intermediate_size=fields.integer("llama.feed_forward_length"),
         attention_heads=heads,
@@ -70,23 +70,23 @@ def parse_config(
 def _check_variant(fields: Fields) -> None:
     metadata, what = fields.values, fields.what
     architecture = metadata.get("general.architecture")
-    if architecture not in ARCHITECTURES:
+    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         raise UnsupportedArchitectureError(
-            f"{what} has architecture {architecture!r}", hint=f"supported: {', '.join(ARCHITECTURES)}"
+            f"{what} has architecture {shown(architecture)}", hint=f"supported: {', '.join(ARCHITECTURES)}"
         )
     if metadata.get("llama.expert_count", 0) != 0:
         raise UnsupportedArchitectureError(
-            f"{what} has {metadata['llama.expert_count']} experts", hint="supported: models without experts"
+            f"{what} has {shown(metadata['llama.expert_count'])} experts", hint="supported: models without experts"
         )
     if metadata.get("split.count", 1) not in (0, 1):
         raise UnsupportedError(
-            f"{what} is one of {metadata['split.count']} parts", hint="join them with llama-gguf-split --merge"
+            f"{what} is one of {shown(metadata['split.count'])} parts", hint="join them with llama-gguf-split --merge"
         )
     scaling = metadata.get("llama.rope.scaling.type", "none")
     linear = metadata.get("llama.rope.scale_linear", 1.0)
     if scaling != "none" or linear != 1.0:
-        shown = f"rope.scaling.type {scaling!r}" if scaling != "none" else f"rope.scale_linear {linear!r}"
-        raise UnsupportedError(f"{what} has {shown}", hint="supported: none, and Llama 3's rope_freqs")
+        facts = f"rope.scaling.type {shown(scaling)}" if scaling != "none" else f"rope.scale_linear {shown(linear)}"
+        raise UnsupportedError(f"{what} has {facts}", hint="supported: none, and Llama 3's rope_freqs")
 
 
 def _scaling(factors: Sequence[float] | None, theta: float, head_dim: int, what: str) -> Llama3Scaling | None:

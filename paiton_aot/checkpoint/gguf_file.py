@@ -14,7 +14,8 @@ from typing import NoReturn
 
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
-from paiton_aot.checkpoint.files import AGAIN, CheckpointFile
+from paiton_aot.checkpoint.fields import shown
+from paiton_aot.checkpoint.files import AGAIN, CheckpointFile, is_name
 from paiton_artifacts.errors import CheckpointFormatError, DuplicateTensorError, UnsupportedError
 
 MAGIC = b"GGUF"
@@ -93,12 +94,12 @@ def read_contents(file: CheckpointFile) -> GgufContents:
     for _ in range(entry_count):
         key = cursor.string()
         if key in metadata:
-            cursor.refuse(f"key {key} twice")
+            cursor.refuse(f"key {shown(key)} twice")
         metadata[key] = cursor.value(cursor.value_type())
     infos = [_tensor_info(cursor) for _ in range(tensor_count)]
     alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1):
-        cursor.refuse(f"alignment {alignment!r}")
+        cursor.refuse(f"alignment {shown(alignment)}")
     data_start = -(-cursor.position // alignment) * alignment
     return GgufContents(metadata, _extents(infos, data_start, file))
 
@@ -106,6 +107,8 @@ def read_contents(file: CheckpointFile) -> GgufContents:
 def _tensor_info(cursor: _Cursor) -> GgufExtent:
     """Reads one tensor's description; its offset is still relative to the data."""
     name = cursor.string()
+    if not is_name(name):
+        cursor.refuse(f"a tensor named {shown(name)}")
     dimensions = cursor.count(U32, MAX_DIMENSIONS)
     shape = tuple(cursor.scalar(U64) for _ in range(dimensions))[::-1]
     code, offset = cursor.scalar(U32), cursor.scalar(U64)
@@ -211,4 +214,4 @@ class _Cursor:
         return [value for (value,) in packed.iter_unpack(self.take(length * packed.size))]
 
     def refuse(self, problem: str) -> NoReturn:
-        raise CheckpointFormatError(f"{self.file.path} has {problem} before offset {self.position}", hint=AGAIN)
+        raise CheckpointFormatError(f"{self.file.path} has {problem} at or before offset {self.position}", hint=AGAIN)

@@ -6,9 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 
 from gguf.constants import TokenType
-from tokenizers import Tokenizer
 
 from paiton_aot.checkpoint.base import ModelConfig, TokenizerFiles
+from paiton_aot.checkpoint.fields import shown
+from paiton_aot.checkpoint.huggingface_tokenizer import check_loads
 from paiton_artifacts.errors import TokenizerError
 
 FROM_ORIGINAL = "build from the original Hugging Face directory"
@@ -32,8 +33,8 @@ LLAMA3_NAMES = ("llama-bpe", "llama3", "llama-v3")
 PRE_TOKENIZERS: Mapping[str, Mapping[str, object]] = {
     "default": BYTE_LEVEL,
     "gpt-2": BYTE_LEVEL,
-    # As SmolLM2's own tokenizer.json has it; transformers takes plain ByteLevel for it, which splits a run of spaces
-    # before a digit differently.
+    # As SmolLM2's own tokenizer.json and llama.cpp have it; transformers takes plain ByteLevel, which splits spaces
+    # before a digit (and signs such as ½) differently.
     "smollm": DIGITS_SPLIT,
     **dict.fromkeys(LLAMA3_NAMES, LLAMA3_SPLIT),
 }
@@ -56,11 +57,11 @@ def rebuild_tokenizer(metadata: Mapping[str, object], config: ModelConfig, what:
         raise TokenizerError(f"{what} holds no tokenizer", hint=FROM_ORIGINAL)
     if model != "gpt2":
         raise TokenizerError(
-            f"{what} has tokenizer model {model!r}", hint=f"supported: gpt2 (byte-level BPE); {FROM_ORIGINAL}"
+            f"{what} has tokenizer model {shown(model)}", hint=f"supported: gpt2 (byte-level BPE); {FROM_ORIGINAL}"
         )
     if not isinstance(pre, str) or pre not in PRE_TOKENIZERS:
         raise TokenizerError(
-            f"{what} has pre-tokenizer {pre!r}", hint=f"supported: {', '.join(PRE_TOKENIZERS)}; {FROM_ORIGINAL}"
+            f"{what} has pre-tokenizer {shown(pre)}", hint=f"supported: {', '.join(PRE_TOKENIZERS)}; {FROM_ORIGINAL}"
         )
     tokens = _strings(metadata, "tokens", what)
     document = {
@@ -75,7 +76,7 @@ def rebuild_tokenizer(metadata: Mapping[str, object], config: ModelConfig, what:
         "model": _model(tokens, _strings(metadata, "merges", what), ignore_merges=pre in LLAMA3_NAMES, what=what),
     }
     data = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-    _check_loads(data, what)
+    check_loads(data, what, FROM_ORIGINAL)
     template = metadata.get("tokenizer.chat_template")
     # llama.cpp's default: of the models with this kind of vocabulary, only Llama 3 starts with a special token.
     add_bos = metadata.get("tokenizer.ggml.add_bos_token", pre in LLAMA3_NAMES) is True
@@ -90,7 +91,7 @@ def _model(tokens: Sequence[str], merges: Sequence[str], *, ignore_merges: bool,
         raise TokenizerError(f"{what} has {len(tokens) - len(vocabulary)} tokens twice", hint=FROM_ORIGINAL)
     pairs = [merge.split(" ") for merge in merges]
     if bad := next((merge for merge, pair in zip(merges, pairs, strict=True) if len(pair) != 2), None):
-        raise TokenizerError(f"{what} has merge {bad!r}, expected two tokens", hint=FROM_ORIGINAL)
+        raise TokenizerError(f"{what} has merge {shown(bad)}, expected two tokens", hint=FROM_ORIGINAL)
     return {
         "type": "BPE",
         "dropout": None,
@@ -129,10 +130,3 @@ def _strings(metadata: Mapping[str, object], name: str, what: str) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise TokenizerError(f"{what} has no tokenizer.ggml.{name}", hint=FROM_ORIGINAL)
     return value
-
-
-def _check_loads(data: bytes, what: str) -> None:
-    try:
-        Tokenizer.from_buffer(data)
-    except Exception as error:  # the library raises nothing more special
-        raise TokenizerError(f"{what} has a damaged tokenizer: {error}", hint=FROM_ORIGINAL) from error

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from paiton_aot.checkpoint.base import Checkpoint, SourceTensor, TokenizerFiles
-from paiton_aot.checkpoint.fields import Fields
+from paiton_aot.checkpoint.fields import Fields, shown
 from paiton_aot.checkpoint.files import AGAIN, CheckpointFile, read_object
 from paiton_aot.checkpoint.fp8 import parse_quantization
 from paiton_aot.checkpoint.huggingface_tokenizer import read_tokenizer
@@ -51,7 +51,9 @@ class HuggingFaceCheckpoint(Checkpoint):
             tensors = _open_tensors(path, opened)
             quantization = parse_quantization(config, tensors, facts.layers, str(config_path))
             self._files = opened.pop_all()
-        super().__init__(path.resolve().name, facts, tensors, quantization)
+        origin = config.get("_name_or_path")
+        title = Path(origin).name if isinstance(origin, str) else None
+        super().__init__(path.resolve().name, facts, tensors, quantization, title)
 
     def tokenizer(self) -> TokenizerFiles:
         """Returns the directory's tokenizer; see `Checkpoint.tokenizer`."""
@@ -83,7 +85,9 @@ def _open_tensors(path: Path, opened: contextlib.ExitStack) -> dict[str, SourceT
             tensors[name], shard_of[name] = tensor, shard
     for name, shard in weight_map.items():
         if shard_of.get(name) != shard:
-            raise MissingTensorError(f"{path / INDEX} places tensor {name} in {shard}, which lacks it", hint=AGAIN)
+            raise MissingTensorError(
+                f"{path / INDEX} places tensor {shown(name)} in {shard}, which lacks it", hint=AGAIN
+            )
     return tensors
 
 
@@ -102,7 +106,8 @@ def _read_index(path: Path) -> dict[str, str]:
     for name, shard in section.values.items():
         if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
             raise CheckpointFormatError(
-                f"{path} places tensor {name} in {shard!r}, expected a safetensors file beside it", hint=AGAIN
+                f"{path} places tensor {shown(name)} in {shown(shard)}, expected a safetensors file beside it",
+                hint=AGAIN,
             )
         weight_map[name] = shard
     if (shards := len(set(weight_map.values()))) > MAX_SHARDS:

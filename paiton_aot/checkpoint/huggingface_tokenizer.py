@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from tokenizers import Tokenizer
+
 from paiton_aot.checkpoint.base import TokenizerFiles
+from paiton_aot.checkpoint.fields import shown
 from paiton_aot.checkpoint.files import parse_object, read_object, read_small_file
 from paiton_artifacts.errors import CheckpointFormatError, TokenizerError
 
@@ -32,9 +35,21 @@ def read_tokenizer(path: Path) -> TokenizerFiles:
         raise TokenizerError(error.message, hint=error.hint) from error
     except UnicodeDecodeError as error:
         raise TokenizerError(f"{path}/chat_template.jinja is not UTF-8", hint="save it again") from error
-    if not isinstance(tokenizer.get("model"), dict):
-        raise TokenizerError(f"{tokenizer_path} has no model", hint=MAKE_IT)
+    check_loads(data, str(tokenizer_path), MAKE_IT)
     return TokenizerFiles(data, template, _adds_bos(tokenizer, config))
+
+
+def check_loads(data: bytes, what: str, hint: str) -> None:
+    """Checks that the tokenizers library takes a tokenizer.json, which the runtime leaves to it.
+
+    Raises:
+        TokenizerError: it does not.
+    """
+    try:
+        Tokenizer.from_buffer(data)
+    except Exception as error:  # the library raises nothing more special
+        reason = shown(str(error))
+        raise TokenizerError(f"{what} holds a damaged tokenizer: {reason}", hint=hint) from error
 
 
 def _template(config: Mapping[str, object]) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from paiton_aot.checkpoint.base import Llama3Scaling, ModelConfig
-from paiton_aot.checkpoint.fields import Fields
+from paiton_aot.checkpoint.fields import MAX_HEAD_DIM, MAX_LAYERS, Fields, shown
 from paiton_artifacts.errors import UnsupportedArchitectureError, UnsupportedError
 
 ARCHITECTURES = ("LlamaForCausalLM",)
@@ -39,12 +39,12 @@ def parse_config(config: Mapping[str, object], generation: Mapping[str, object],
         raise fields.error(f"{heads} attention heads for {kv_heads} KV heads, which do not divide them")
     return ModelConfig(
         architecture=architecture,
-        layers=fields.integer("num_hidden_layers"),
+        layers=fields.integer("num_hidden_layers", limit=MAX_LAYERS),
         hidden_size=hidden,
         intermediate_size=fields.integer("intermediate_size"),
         attention_heads=heads,
         kv_heads=kv_heads,
-        head_dim=fields.integer("head_dim", hidden // heads),
+        head_dim=fields.integer("head_dim", hidden // heads, limit=MAX_HEAD_DIM),
         vocab_size=vocab_size,
         max_position=fields.integer("max_position_embeddings", 2048),
         rms_norm_eps=fields.number("rms_norm_eps", 1e-6),
@@ -66,8 +66,8 @@ def check_architecture(architectures: object, what: str) -> str:
     for architecture in ARCHITECTURES:
         if architecture in named:
             return architecture
-    shown = ", ".join(map(str, named))[:200] or "no architecture"
-    raise UnsupportedArchitectureError(f"{what} names {shown}", hint=f"supported: {', '.join(ARCHITECTURES)}")
+    names = shown(named) if named else "no architecture"
+    raise UnsupportedArchitectureError(f"{what} names {names}", hint=f"supported: {', '.join(ARCHITECTURES)}")
 
 
 def _check_variant(fields: Fields) -> None:
@@ -78,7 +78,7 @@ def _check_variant(fields: Fields) -> None:
             )
     activation = fields.values.get("hidden_act", "silu")
     if activation != "silu":
-        raise UnsupportedArchitectureError(f"{fields.what} has hidden_act {activation!r}", hint="supported: silu")
+        raise UnsupportedArchitectureError(f"{fields.what} has hidden_act {shown(activation)}", hint="supported: silu")
 
 
 def _rope(fields: Fields) -> tuple[float, Llama3Scaling | None]:
@@ -94,7 +94,7 @@ def _rope(fields: Fields) -> tuple[float, Llama3Scaling | None]:
     if kind == "default":
         return theta, None
     if kind != "llama3":
-        raise UnsupportedError(f"{rope.what} has rope_type {kind!r}", hint="supported: default, llama3")
+        raise UnsupportedError(f"{rope.what} has rope_type {shown(kind)}", hint="supported: default, llama3")
     return theta, Llama3Scaling(
         factor=rope.number("factor"),
         low_freq_factor=rope.number("low_freq_factor"),

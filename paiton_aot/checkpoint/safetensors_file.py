@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paiton_aot.checkpoint.base import NUMPY_DTYPES, SourceTensor
-from paiton_aot.checkpoint.files import AGAIN, CheckpointFile, parse_object
+from paiton_aot.checkpoint.fields import shown
+from paiton_aot.checkpoint.files import AGAIN, CheckpointFile, is_name, parse_object
 from paiton_artifacts.errors import CheckpointFormatError, DuplicateTensorError
 
 MAX_HEADER_BYTES = 100_000_000
@@ -86,15 +87,17 @@ def _check_entry(entry: object, name: str, where: str) -> tuple[str, tuple[int, 
     def refuse(problem: str) -> NoReturn:
         raise CheckpointFormatError(f"tensor {name} of {where} has {problem}", hint=AGAIN)
 
+    if not is_name(name):
+        raise CheckpointFormatError(f"{where} has a tensor named {shown(name)}", hint=AGAIN)
     if not isinstance(entry, dict):
         refuse("no description")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str):
-        refuse(f"dtype {dtype!r}")
+        refuse(f"dtype {shown(dtype)}")
     if not _is_counts(shape) or len(shape) > MAX_DIMENSIONS:
-        refuse(f"shape {shape!r}")
+        refuse(f"shape {shown(shape)}")
     if not _is_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        refuse(f"offsets {offsets!r}")
+        refuse(f"offsets {shown(offsets)}")
     begin, end = offsets
     width = NUMPY_DTYPES[DTYPES[dtype]].itemsize if dtype in DTYPES else OTHER_DTYPE_BYTES.get(dtype)
     # The extent of a dtype that we have never heard of is bounded by the file, which is all that is needed to skip it.

@@ -72,20 +72,20 @@ def boot_bundle(bundle: Bundle, options: BootOptions | None, ledger: Ledger) -> 
         workers = team_size(manifest.tp, options.threads)
         driver = CpuDriver(manifest.tp, workers, pin=options.pin)
         row.note = f"cpu {code.level}, {manifest.tp} rank(s) x {workers} thread(s)"
+    loading: _WeightsLoad | None = None
     try:
         for blob in manifest.blobs:
             with bundle.open_blob(blob.rank) as descriptor:
                 driver.open_weights(descriptor, blob.size, str(bundle.blob_path(blob.rank)))
-        weights = _WeightsLoad(driver, ledger, sum(blob.size for blob in manifest.blobs))
-        try:
-            model = _prepare(bundle, code, driver, workers, options, ledger, processes_before)
-        finally:
-            weights.join()
-        weights.check()
+        loading = _WeightsLoad(driver, ledger, sum(blob.size for blob in manifest.blobs))
+        model = _prepare(bundle, code, driver, workers, options, ledger, processes_before)
+        loading.finish()
         with ledger.stage("warm-up") as row:
             row.note = f"{model.steps} steps before the first request"
         _check_goldens(model, options.golden_check)
     except BaseException:
+        if loading is not None:
+            loading.abandon()
         driver.close()
         raise
     ledger.mark("total")
@@ -104,7 +104,7 @@ class _WeightsLoad:
         self._driver = driver
         self._ledger = ledger
         self._size = size
-        self._error: BaseException | None = None
+        self._error: Exception | None = None
         self._thread = Thread(target=self._run, name="paiton-weights", daemon=True)
         self._thread.start()
 
@@ -113,15 +113,19 @@ class _WeightsLoad:
             with self._ledger.stage("weights") as row:
                 self._driver.load_weights()
                 row.bytes = self._size
-        except BaseException as error:  # handed to the booting thread, which raises it
+        except Exception as error:  # noqa: BLE001  (handed to the booting thread, which raises it)
             self._error = error
 
-    def join(self) -> None:
+    def finish(self) -> None:
+        """Waits until the weights are there; raises what went wrong."""
         self._thread.join()
-
-    def check(self) -> None:
         if self._error is not None:
             raise self._error
+
+    def abandon(self) -> None:
+        """Ends the thread soon, whatever it has read: the mappings are about to go."""
+        self._driver.stop_loading()
+        self._thread.join()
 
 
 def _prepare(
@@ -158,9 +162,7 @@ def _prepare(
         compilers = processes_started() - processes_before
         row.bytes = len(data)
         row.note = f"{len(plans)} plans, {launches} launches a rank, compiler calls: {compilers}"
-    return Model(
-        manifest, memory, driver, families, level=code.level, ledger=ledger, kv_blocks=budget.kv_blocks
-    )
+    return Model(manifest, memory, driver, families, level=code.level, ledger=ledger, kv_blocks=budget.kv_blocks)
 
 
 def _require_families(plans: Sequence[Plan]) -> None:

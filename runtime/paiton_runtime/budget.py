@@ -6,9 +6,9 @@ context, but at most half of the memory that the rest of the plan leaves, and at
 
 from __future__ import annotations
 
-import os
 import resource
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from paiton_artifacts.errors import OutOfMemoryError, UsageError
 from paiton_artifacts.schema import MemoryPlan
@@ -96,15 +96,15 @@ def _meminfo(name: str) -> int:
 def _cgroup_rooms() -> list[int]:
     """Returns what each enclosing cgroup (version 2) with a memory limit leaves, file pages counted as free."""
     with open("/proc/self/cgroup", encoding="utf-8") as file:
-        own = next((line[3:].strip() for line in file if line.startswith("0::")), None)
+        own = next((PurePosixPath(line[3:].strip()) for line in file if line.startswith("0::")), None)
     rooms = []
-    while own is not None:
-        limit = _read(f"{_CGROUP}{own}/memory.max")
+    for group in () if own is None else (own, *own.parents):
+        folder = f"{_CGROUP}{group}"
+        limit = _read(f"{folder}/memory.max")
         if limit.isdigit():
-            used = int(_read(f"{_CGROUP}{own}/memory.current") or 0)
-            stat = dict(line.split() for line in _read(f"{_CGROUP}{own}/memory.stat").splitlines())
+            used = int(_read(f"{folder}/memory.current") or 0)
+            stat = dict(line.split() for line in _read(f"{folder}/memory.stat").splitlines())
             rooms.append(int(limit) - used + int(stat.get("file", 0)) - int(stat.get("shmem", 0)))
-        own = os.path.dirname(own) if own != "/" else None
     return rooms
 
 

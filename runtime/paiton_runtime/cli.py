@@ -31,9 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code; errors become one line on stderr."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        code = _run(list(sys.argv[1:] if argv is None else argv))
-        sys.stdout.flush()
-        return code
+        return _run(list(sys.argv[1:] if argv is None else argv))
     except PaitonError as error:
         print(f"paiton-run: error: {error}", file=sys.stderr)
         return error.exit_code
@@ -60,10 +58,28 @@ def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
 def _run(argv: list[str]) -> int:
     if argv and argv[0] in RESERVED:
         raise UsageError(f"subcommand {argv[0]} is not part of this version", hint="see paiton-run --help")
-    args = _parser().parse_args(argv)
+    args = _parse(argv)
     command = importlib.import_module(f"paiton_runtime.commands.{args.command}")
     code: int = command.run(args)
+    sys.stdout.flush()  # here, so that a reader who has gone is noticed
     return code
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    """Parses the arguments; PROMPT may also follow options, which argparse does not see in an optional positional."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest[:1] == ["--"]:
+        words = rest[1:]
+    else:
+        words = [word for word in rest if word == "-" or not word.startswith("-")]
+        if len(words) < len(rest):
+            words = []  # an unknown option
+    if len(words) == 1 and getattr(args, "prompt", words) is None:
+        args.prompt = words[0]
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return args
 
 
 class _Parser(argparse.ArgumentParser):
@@ -114,7 +130,10 @@ def _add_bundle(parser: argparse.ArgumentParser) -> None:
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sampling")
     group.add_argument(
-        "--max-tokens", type=_positive, metavar="N", help="tokens to generate (default: 256, or what the context leaves)"
+        "--max-tokens",
+        type=_positive,
+        metavar="N",
+        help="tokens to generate (default: 256, or what the context leaves)",
     )
     group.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default)")
     group.add_argument("--top-p", type=float, default=1.0, metavar="P", help="nucleus, in (0, 1]")
@@ -126,7 +145,7 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
 def _add_boot(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("boot")
     group.add_argument(
-        "--threads", type=_positive, metavar="N", help="threads of the process, shared by the ranks (default: processors)"
+        "--threads", type=_positive, metavar="N", help="threads, shared by the ranks (default: one per processor)"
     )
     group.add_argument("--cpu-level", metavar="LEVEL", help="instruction-set level (default: the best that runs here)")
     group.add_argument(

@@ -1,4 +1,4 @@
-"""Generates tokens for one request: prefill in chunks, then a step per token; keeps the KV cache for the next prompt."""
+"""Generates tokens for one request: prefill in chunks, then a step a token. The KV cache stays for the next prompt."""
 
 from __future__ import annotations
 

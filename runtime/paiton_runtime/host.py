@@ -6,11 +6,14 @@ Calls into the library release the interpreter lock, so that weights are read an
 from __future__ import annotations
 
 import ctypes
+import errno
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from paiton_artifacts.errors import OutOfMemoryError, PaitonError, ResourceError, UnsupportedHostError
+from paiton_artifacts.errors import CodeObjectError, OutOfMemoryError, PaitonError, ResourceError, UnsupportedHostError
 from paiton_artifacts.layout import RUNTIME_ABI, Region
 
 LIBRARY = Path(__file__).parent / "_native" / "libpaiton_host.so"
@@ -39,9 +42,13 @@ class _Plan(ctypes.Structure):
 _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "paiton_abi": (_u32, []),
     "paiton_map_file": (ctypes.c_int, [ctypes.c_int, _u64, ctypes.POINTER(_pointer)]),
-    "paiton_map_anonymous": (ctypes.c_int, [_u64, _u32, ctypes.POINTER(_pointer)]),
+    "paiton_map_anonymous": (ctypes.c_int, [_u64, ctypes.POINTER(_pointer)]),
     "paiton_unmap": (ctypes.c_int, [_pointer, _u64]),
-    "paiton_populate": (ctypes.c_int, [ctypes.c_int, _pointer, _u64, _u32]),
+    "paiton_populate": (ctypes.c_int, [ctypes.c_int, _pointer, _u64, _u32, ctypes.POINTER(ctypes.c_int32)]),
+    "paiton_code_open": (_pointer, [ctypes.c_int]),
+    "paiton_code_symbol": (_pointer, [_pointer, ctypes.c_char_p]),
+    "paiton_code_close": (ctypes.c_int, [_pointer]),
+    "paiton_code_error": (ctypes.c_char_p, []),
     "paiton_program_create": (
         ctypes.c_int,
         [ctypes.POINTER(_Plan), ctypes.POINTER(_u64), _u32, ctypes.POINTER(_pointer)],
@@ -56,19 +63,15 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "paiton_step": (ctypes.c_int, [_pointer, ctypes.POINTER(_pointer), _u32]),
 }
 
-_library: ctypes.CDLL | None = None
 
-
-def library(path: Path = LIBRARY) -> ctypes.CDLL:
+@functools.cache
+def library() -> ctypes.CDLL:
     """Returns the host library, loaded at first use.
 
     Raises:
         UnsupportedHostError: it is absent, does not load, or has another ABI than this Python code.
     """
-    global _library
-    if _library is None:
-        _library = _load(path)
-    return _library
+    return _load(LIBRARY)
 
 
 def _load(path: Path) -> ctypes.CDLL:
@@ -83,7 +86,7 @@ def _load(path: Path) -> ctypes.CDLL:
     except (OSError, AttributeError) as error:
         raise UnsupportedHostError(f"the host library does not load: {error}", hint=build) from error
     if (abi := loaded.paiton_abi()) != RUNTIME_ABI:
-        raise UnsupportedHostError(f"the host library {path} has ABI {abi}, this version needs {RUNTIME_ABI}", hint=build)
+        raise UnsupportedHostError(f"{path} has ABI {abi}, this version needs {RUNTIME_ABI}", hint=build)
     return loaded
 
 
@@ -92,9 +95,20 @@ def _check(status: int, operation: str) -> None:
     if status == 0:
         return
     text = os.strerror(-status)
-    if status == -12:  # ENOMEM
+    if status == -errno.ENOMEM:
         raise OutOfMemoryError(f"{operation} failed: {text}", hint="free memory, or raise the limits of this process")
     raise ResourceError(f"{operation} failed: {text}", hint="check the limits of this process (ulimit -a)")
+
+
+class Stop:
+    """Tells native threads that what they do is no longer wanted."""
+
+    def __init__(self) -> None:
+        self.flag = ctypes.c_int32(0)
+
+    def set(self) -> None:
+        """Asks them to end soon."""
+        self.flag.value = 1
 
 
 class Mapping:
@@ -125,32 +139,36 @@ class Mapping:
         return cls(address.value or 0, size, own)
 
     @classmethod
-    def anonymous(cls, size: int, *, what: str, huge_pages: bool = False) -> Mapping:
+    def anonymous(cls, size: int, *, what: str) -> Mapping:
         """Maps `size` bytes of zeros; `what` names them in errors."""
         if size == 0:
             return cls(0, 0)
         address = _pointer()
         _check(
-            library().paiton_map_anonymous(size, int(huge_pages), ctypes.byref(address)),
+            library().paiton_map_anonymous(size, ctypes.byref(address)),
             f"reserving {size} bytes for {what}",
         )
         return cls(address.value or 0, size)
 
-    def populate(self, threads: int) -> None:
-        """Brings every page of a file mapping in with `threads` threads.
+    def populate(self, threads: int, stop: Stop) -> None:
+        """Brings every page of a file mapping in with `threads` threads, unless told to stop.
 
         Raises:
             ResourceError: reading failed (the file shrank, or the device has an error).
         """
         if self._descriptor is None:
             raise PaitonError("only file mappings are populated")
-        _check(library().paiton_populate(self._descriptor, self.address, self.size, threads), "reading weights")
+        status = library().paiton_populate(self._descriptor, self.address, self.size, threads, ctypes.byref(stop.flag))
+        if status != -errno.ECANCELED:
+            _check(status, "reading weights")
 
-    def view(self, offset: int, size: int, format: str) -> memoryview:
-        """Returns `size` bytes from `offset` as elements of a struct format; valid until close."""
+    def view(self, offset: int, size: int, letter: str) -> memoryview[Any]:
+        """Returns `size` bytes from `offset` as elements of a native struct letter; valid until close."""
         if offset < 0 or size < 0 or offset + size > self.size:
             raise PaitonError(f"view of {size} bytes at {offset} leaves a mapping of {self.size} bytes")
-        return memoryview((ctypes.c_char * size).from_address(self.address + offset)).cast("B").cast(format)
+        array: Any = (ctypes.c_char * size).from_address(self.address + offset)
+        plain: memoryview[Any] = memoryview(array).cast("B")
+        return plain.cast(letter)  # type: ignore[call-overload,no-any-return]  # typeshed wants a literal
 
     def close(self) -> None:
         """Unmaps; views must no longer be used."""
@@ -160,6 +178,59 @@ class Mapping:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+class Code:
+    """A code object, loaded from memory: what was hashed is what runs, whatever happens to its file.
+
+    Args:
+        name: for messages, and in /proc/self/maps.
+        data: an ELF shared object.
+
+    Raises:
+        CodeObjectError: it does not load.
+    """
+
+    def __init__(self, name: str, data: bytes) -> None:
+        self.name = name
+        self._handle: int | None = None
+        self._descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
+        except OSError as error:
+            self.close()
+            raise OutOfMemoryError(f"code object {name}: {error.strerror}", hint="free memory") from error
+        self._handle = library().paiton_code_open(self._descriptor)
+        if not self._handle:
+            refusal = self._error()
+            self.close()
+            raise refusal
+
+    def symbol(self, name: str) -> int:
+        """Returns the address of a function.
+
+        Raises:
+            CodeObjectError: there is none of this name.
+        """
+        address: int | None = library().paiton_code_symbol(self._handle, name.encode())
+        if not address:
+            raise self._error()
+        return address
+
+    def _error(self) -> CodeObjectError:
+        text = (library().paiton_code_error() or b"no reason given").decode(errors="replace")
+        return CodeObjectError(f"code object {self.name}: {text}", hint="build or fetch the bundle again")
+
+    def close(self) -> None:
+        """Unloads it; none of its functions may be called any more."""
+        if self._handle:
+            library().paiton_code_close(self._handle)
+            self._handle = None
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
 
 class Program:
@@ -192,7 +263,7 @@ class Program:
         status = library().paiton_program_create(
             ctypes.byref(plan), (_u64 * len(flat))(*flat), len(bases), ctypes.byref(handle)
         )
-        if status == -22:  # EINVAL
+        if status == -errno.EINVAL:
             raise PaitonError("a launch or relocation points outside the plan")
         _check(status, "unrolling a plan")
         self.handle = handle.value
@@ -215,9 +286,7 @@ class Group:
         cpus: a processor for each thread, rank-major, or -1; None leaves placement to the kernel.
     """
 
-    def __init__(
-        self, ranks: int, workers: int, *, spin_nanoseconds: int, cpus: Sequence[int] | None = None
-    ) -> None:
+    def __init__(self, ranks: int, workers: int, *, spin_nanoseconds: int, cpus: Sequence[int] | None = None) -> None:
         self.ranks = ranks
         self.workers = workers
         self._handle: int | None = None

@@ -51,8 +51,12 @@ def choose_level(available: Collection[str], flags: Collection[str], wanted: str
         raise UnsupportedTargetError(f"the bundle has no cpu level {wanted!r}", hint=f"it holds: {held}")
     if wanted is not None and wanted not in runnable:
         missing = ", ".join(sorted(LEVELS.get(wanted, frozenset()) - set(flags))) or "support in this version"
-        raise UnsupportedHostError(f"this machine lacks {missing} for level {wanted}", hint=f"it runs: {', '.join(runnable)}")
+        raise UnsupportedHostError(
+            f"this machine lacks {missing} for level {wanted}", hint=f"it runs: {', '.join(runnable)}"
+        )
     for level in runnable:
         if level in available and wanted in (None, level):
             return level
-    raise UnsupportedHostError(f"this machine runs none of the bundle's cpu levels: {held}", hint="build the bundle again")
+    raise UnsupportedHostError(
+        f"this machine runs none of the bundle's cpu levels: {held}", hint="build the bundle again with generic"
+    )

@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal, Self
 
 from paiton_artifacts.errors import PaitonError, UsageError
 from paiton_artifacts.layout import Region
@@ -20,7 +20,7 @@ _FORMATS = {"i32": ("i", 4), "u64": ("Q", 8), "f32": ("f", 4)}
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How a token is drawn from logits: temperature, then top-k, then top-p on what is left; Philox4x32-10 (seed, draw)."""
+    """How a token is drawn from logits: temperature, then top-k, then top-p on what is left; see Chunk.draw."""
 
     temperature: float = 0.0  # 0: greedy, the lowest index on ties
     top_k: int = 0  # 0: off
@@ -40,7 +40,7 @@ class Chunk:
     blocks: Sequence[int]  # KV blocks that cover positions 0 .. start + len(tokens)
     logits: Literal["none", "last", "all"] = "last"  # of which tokens logits are computed and a token is sampled
     sampling: Sampling = GREEDY
-    draw: int = 0  # counter of the random draw; the rows of "all" take the following ones
+    draw: int = 0  # Philox counter beside the seed; the rows of "all" take the following ones
 
     @property
     def rows(self) -> int:
@@ -53,11 +53,11 @@ class StepResult:
     """What a step gave, one entry per logits row in the order of the batch."""
 
     sampled: list[int]
-    _logits: memoryview
+    _logits: memoryview[Any]
     _stride: int
     _vocab_size: int
 
-    def logits(self, row: int) -> memoryview:
+    def logits(self, row: int) -> memoryview[Any]:
         """Returns the f32 logits [vocab_size] of a row: the device's own memory, valid until the next step."""
         if not 0 <= row < len(self.sampled):
             raise UsageError(f"logits row {row} of a step that has {len(self.sampled)}")
@@ -111,7 +111,7 @@ class Model:
         self._driver: Driver | None = driver
         self._forward = families["forward"]
         self._sample = families["sample"]
-        self._io: dict[str, memoryview] = {}
+        self._io: dict[str, memoryview[Any]] = {}
         for field in memory.io:
             letter, width = _FORMATS[field.dtype]
             self._io[field.name] = driver.view(Region.IO, field.offset, field.count * width, letter)
@@ -189,7 +189,8 @@ class Model:
         if not chunk.tokens:
             raise UsageError("a chunk without tokens")
         if chunk.start < 0 or end > self.manifest.model.max_model_len:
-            raise UsageError(f"positions {chunk.start} .. {end} leave the context of {self.manifest.model.max_model_len}")
+            context = self.manifest.model.max_model_len
+            raise UsageError(f"positions {chunk.start} .. {end} leave the context of {context} tokens")
         used = -(-end // self.memory.kv_block_tokens)
         if len(chunk.blocks) < used:
             raise UsageError(f"{len(chunk.blocks)} KV blocks given for {end} positions, which need {used}")
@@ -204,7 +205,7 @@ class Model:
             self._driver.close()
             self._driver = None
 
-    def __enter__(self) -> Model:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 
 _STARTING = frozenset(
-    {"subprocess.Popen", "os.posix_spawn", "os.fork", "os.forkpty", "os.exec", "os.system", "os.startfile", "pty.spawn"}
+    {"subprocess.Popen", "os.posix_spawn", "os.fork", "os.forkpty", "os.exec", "os.system", "pty.spawn"}
 )
-_count = 0
-_installed = False
 
 
-def _hook(event: str, arguments: tuple[object, ...]) -> None:
-    global _count
-    if event in _STARTING:
-        _count += 1
+class _Counter:
+    """An audit hook: the interpreter reports whatever starts a process before it does it. Hooks stay for good."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        sys.addaudithook(self._hook)
+
+    def _hook(self, event: str, _arguments: tuple[object, ...]) -> None:
+        if event in _STARTING:
+            self.count += 1
+
+
+_counter = functools.cache(_Counter)
 
 
 def processes_started() -> int:
-    """Returns how many processes this one has started since the first call, as the interpreter's audit events tell."""
-    global _installed
-    if not _installed:
-        _installed = True
-        sys.addaudithook(_hook)
-    return _count
+    """Returns how many processes this one has started since the first call."""
+    return _counter().count

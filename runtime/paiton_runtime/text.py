@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
@@ -117,9 +117,9 @@ def _refuse(message: str) -> NoReturn:
     raise UsageError(f"the chat template refuses the messages: {message}")
 
 
-def _now(format: str) -> str:
+def _now(pattern: str) -> str:
     """`strftime_now` of Hugging Face's templates."""
-    return datetime.datetime.now().astimezone().strftime(format)
+    return dt.datetime.now().astimezone().strftime(pattern)
 
 
 def _to_json(value: object, **options: int) -> str:

@@ -49,16 +49,18 @@ INLINE void tile(const enum source source, const int rows, const uint8_t *w, int
     const uint8_t *xs[LANES];
     uint8_t tail[LANES][DOT_BLOCK * 2];
     vf acc[LANES];
-    for (int i = 0; i < LANES; i++) acc[i] = vf_zero();
-    for (int t = 0; t < tokens; t++) xs[t] = x + min_i64(t, last) * x_stride;
+    UNROLL for (int i = 0; i < LANES; i++) acc[i] = vf_zero();
+    UNROLL for (int t = 0; t < tokens; t++) xs[t] = x + min_i64(t, last) * x_stride;
     int64_t blocks = padded / DOT_BLOCK, left = padded % DOT_BLOCK, x_at = 0;
     for (;;) {
         for (int64_t b = 0; b < blocks; b++, x_at += DOT_BLOCK * X_BYTES) {
             block xb[LANES];
-            for (int t = 0; t < tokens; t++) xb[t] = block_load(xs[t] + x_at);
-            for (int r = 0; r < rows; r++) {
-                block wb = block_of(source, w + r * stride + b * (DOT_BLOCK * bytes));
-                for (int t = 0; t < tokens; t++) acc[t * rows + r] = dot(acc[t * rows + r], wb, xb[t]);
+            UNROLL for (int t = 0; t < tokens; t++) xb[t] = block_load(xs[t] + x_at);
+            UNROLL for (int r = 0; r < rows; r++) {
+                const uint8_t *at = w + r * stride + b * (DOT_BLOCK * bytes);
+                if (source != SOURCE_PANEL) PREFETCH(at + rows * stride);
+                block wb = block_of(source, at);
+                UNROLL for (int t = 0; t < tokens; t++) acc[t * rows + r] = dot(acc[t * rows + r], wb, xb[t]);
             }
         }
         if (!left) break;

@@ -8,6 +8,8 @@
 /* Shared micro-kernels stay out of line: their body is the same for every variant. */
 #define SHARED static __attribute__((noinline))
 #define UNUSED __attribute__((unused))
+/* For loops over registers: left as loops, their arrays would live in memory. */
+#define UNROLL _Pragma("clang loop unroll(full)")
 
 #define KV_BLOCK 16
 

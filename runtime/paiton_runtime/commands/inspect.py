@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
+from typing import TypedDict
 
 from paiton_artifacts.errors import UsageError
 from paiton_artifacts.plan import Plan, Relocation, RelocationKind
@@ -48,14 +49,21 @@ def _plan(bundle: Bundle, name: str) -> Plan:
     raise UsageError(f"no plan {name}", hint=f"the bundle has: {names}")
 
 
-def _launches(plan: Plan) -> Iterator[dict[str, object]]:
+class _LaunchRow(TypedDict):
+    repeat: int
+    symbol: str
+    flags: list[str]
+    relocations: list[str]
+
+
+def _launches(plan: Plan) -> Iterator[_LaunchRow]:
     """Yields the launches of the template, each with the repeats of its segment."""
     for segment in plan.segments:
         for launch in segment.launches:
             yield {
                 "repeat": segment.repeat,
                 "symbol": launch.symbol,
-                "flags": [flag.name for flag in type(launch.flags) if flag and flag in launch.flags],
+                "flags": [flag.name or "" for flag in launch.flags],
                 "relocations": [_relocation(relocation) for relocation in launch.relocations],
             }
 
@@ -70,31 +78,36 @@ def _relocation(relocation: Relocation) -> str:
     return f"{where}{peer}{relocation.region.name.lower()}[{relocation.offset}{stride}] {relocation.size} B"
 
 
-def _launch_line(launch: dict[str, object]) -> str:
-    flags, relocations = launch["flags"], launch["relocations"]
-    assert isinstance(flags, list) and isinstance(relocations, list)
-    return "\n      ".join([f"{launch['repeat']} x {launch['symbol']} {' '.join(flags)}".rstrip(), *relocations])
+def _launch_line(launch: _LaunchRow) -> str:
+    head = f"{launch['repeat']} x {launch['symbol']} {' '.join(launch['flags'])}".rstrip()
+    return "\n      ".join([head, *launch["relocations"]])
 
 
 def _model(bundle: Bundle) -> str:
     manifest, facts = bundle.manifest, bundle.manifest.model
     size = sum(blob.size for blob in manifest.blobs)
-    lines = [
-        f"{facts.name}  ({facts.architecture}, made by {manifest.generator})",
+    made = f"{facts.name}  ({facts.architecture}, made by {manifest.generator})"
+    shape = (
         f"  {facts.layers} layers, hidden {facts.hidden_size}, intermediate {facts.intermediate_size}, "
-        f"{facts.attention_heads} heads / {facts.kv_heads} KV of {facts.head_dim}, vocabulary {facts.vocab_size}",
+        f"{facts.attention_heads} heads / {facts.kv_heads} KV of {facts.head_dim}, vocabulary {facts.vocab_size}"
+    )
+    storage = (
         f"  context {facts.max_model_len} tokens; weights {facts.weights}, lm_head {facts.lm_head}, "
-        f"activations {facts.activations}, KV cache {facts.kv_cache}",
+        f"activations {facts.activations}, KV cache {facts.kv_cache}"
+    )
+    parts = (
         f"  {manifest.tp} rank(s), {size:,} bytes of weights in {len(manifest.tensors)} tensors a rank, "
-        f"{len(manifest.goldens)} goldens",
-    ]
-    return "\n".join(lines)
+        f"{len(manifest.goldens)} goldens"
+    )
+    return f"{made}\n{shape}\n{storage}\n{parts}"
 
 
 def _targets(manifest: Manifest) -> str:
     lines = ["targets"]
-    for code in manifest.code_objects:
-        lines.append(f"  {code.target} {code.level}: {len(code.symbols)} kernels, {code.file.size:,} bytes, {code.compiler}")
+    lines += [
+        f"  {code.target} {code.level}: {len(code.symbols)} kernels, {code.file.size:,} bytes, {code.compiler}"
+        for code in manifest.code_objects
+    ]
     names: dict[str, list[str]] = {}
     for entry in manifest.plans:
         names.setdefault(f"{entry.target}:{entry.profile}", []).append(_name(entry))

@@ -30,14 +30,14 @@ class _CodecLoad:
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
         self._codec: TextCodec | None = None
-        self._error: BaseException | None = None
+        self._error: Exception | None = None
         self._thread = Thread(target=self._run, name="paiton-tokenizer", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         try:
             self._codec = TextCodec(self._bundle)
-        except BaseException as error:  # handed to whoever asks for the result
+        except Exception as error:  # noqa: BLE001  (handed to whoever asks for the result)
             self._error = error
 
     def result(self) -> TextCodec:
@@ -78,7 +78,8 @@ def utf8(data: bytes, what: str) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        raise UsageError(f"{what} is not UTF-8: {error.reason} at byte {error.start}", hint="convert it first") from error
+        text = f"{what} is not UTF-8: {error.reason} at byte {error.start}"
+        raise UsageError(text, hint="convert it first") from error
 
 
 def generate_options(args: argparse.Namespace) -> GenerateOptions:

@@ -24,6 +24,7 @@ class Check:
     error: PaitonError | None
 
     def as_json(self) -> dict[str, object]:
+        """Returns name, ok and the error's message."""
         return {"name": self.name, "ok": self.error is None, "error": self.error.message if self.error else None}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Protocol
+from typing import Any, Protocol
 
 from paiton_artifacts.layout import Region
 from paiton_artifacts.plan import Plan
@@ -25,6 +25,9 @@ class Driver(Protocol):
     def load_weights(self) -> None:
         """Makes the weights resident; blocks, and is called from a thread of its own."""
 
+    def stop_loading(self) -> None:
+        """Makes a `load_weights` that runs in another thread return soon: the boot has failed."""
+
     def allocate(self, sizes: RegionSizes) -> None:
         """Reserves the other regions of every rank, zero-filled."""
 
@@ -37,8 +40,8 @@ class Driver(Protocol):
     def run(self, *graphs: Graph) -> None:
         """Runs graphs one after the other on all ranks, and returns when they are done."""
 
-    def view(self, region: Region, offset: int, size: int, format: str) -> memoryview:
-        """Returns rank 0's bytes of a host-visible region (io, comm, kv) as elements of a struct format."""
+    def view(self, region: Region, offset: int, size: int, letter: str) -> memoryview[Any]:
+        """Returns rank 0's bytes of a host-visible region (io, comm, kv) as elements of a native struct letter."""
 
     def close(self) -> None:
         """Frees everything."""

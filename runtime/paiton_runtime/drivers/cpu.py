@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Collection
 from contextlib import ExitStack
+from typing import Any
 
-from paiton_artifacts.errors import CodeObjectError, FileSizeError, PaitonError
+from paiton_artifacts.errors import FileSizeError, PaitonError
 from paiton_artifacts.layout import Region
 from paiton_artifacts.plan import Plan
 from paiton_runtime.budget import RegionSizes
 from paiton_runtime.drivers.base import Graph
 from paiton_runtime.drivers.template import pack_template
-from paiton_runtime.host import Group, Mapping, Program
+from paiton_runtime.host import Code, Group, Mapping, Program, Stop
 
 SPIN_NANOSECONDS = 20_000
 """How long a thread polls before it sleeps, where every thread has a processor: about one launch of a small model."""
@@ -45,6 +45,7 @@ class CpuDriver:
         self.tp = tp
         self.workers = workers
         self._cleanup = ExitStack()
+        self._stop = Stop()
         self._weights: list[Mapping] = []
         self._regions: list[dict[Region, Mapping]] = []
         self._kernels: dict[str, int] = {}
@@ -70,7 +71,11 @@ class CpuDriver:
         """Faults every page of every blob in."""
         threads = min(POPULATE_THREADS, processors())
         for mapping in self._weights:
-            mapping.populate(threads)
+            mapping.populate(threads, self._stop)
+
+    def stop_loading(self) -> None:
+        """Lets `load_weights` return early."""
+        self._stop.set()
 
     def allocate(self, sizes: RegionSizes) -> None:
         """Reserves io once for all ranks, and scratch, kv and comm per rank."""
@@ -89,23 +94,14 @@ class CpuDriver:
         return mapping
 
     def load_code(self, name: str, code: bytes, symbols: Collection[str]) -> None:
-        """Loads an ELF shared object from memory: what was hashed is what runs, whatever happens to the file.
+        """Loads an ELF shared object.
 
         Raises:
             CodeObjectError: it does not load, or lacks one of `symbols`.
         """
-        descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
-        try:
-            rest = memoryview(code)
-            while rest:
-                rest = rest[os.write(descriptor, rest) :]
-            loaded = ctypes.CDLL(f"/proc/self/fd/{descriptor}", mode=os.RTLD_NOW | os.RTLD_LOCAL)
-            for symbol in symbols:
-                self._kernels[symbol] = ctypes.cast(getattr(loaded, symbol), ctypes.c_void_p).value or 0
-        except (OSError, AttributeError) as error:
-            raise CodeObjectError(f"code object {name}: {error}", hint="build or fetch the bundle again") from error
-        finally:
-            os.close(descriptor)
+        loaded = Code(name, code)
+        self._cleanup.callback(loaded.close)
+        self._kernels |= {symbol: loaded.symbol(symbol) for symbol in symbols}
 
     def build(self, plan: Plan) -> Graph:
         """Unrolls a plan for every rank."""
@@ -124,9 +120,9 @@ class CpuDriver:
             raise PaitonError("a graph of another driver was given to the cpu driver")
         self._group.step(*programs)
 
-    def view(self, region: Region, offset: int, size: int, format: str) -> memoryview:
+    def view(self, region: Region, offset: int, size: int, letter: str) -> memoryview[Any]:
         """Returns bytes of a region of rank 0."""
-        return self._regions[0][region].view(offset, size, format)
+        return self._regions[0][region].view(offset, size, letter)
 
     def close(self) -> None:
         """Stops the threads, then frees programs and mappings; views must no longer be used."""

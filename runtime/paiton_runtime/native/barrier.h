@@ -1,4 +1,5 @@
-/* A barrier that spins for a bounded time, yields a few times, and then sleeps on a futex: ranks x threads may exceed the processors. */
+/* A barrier that spins for a bounded time, yields a few times, and then sleeps on a futex: ranks x threads may exceed
+ * the processors. */
 #ifndef PAITON_BARRIER_H
 #define PAITON_BARRIER_H
 

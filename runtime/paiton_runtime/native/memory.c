@@ -22,12 +22,10 @@ int paiton_map_file(int fd, uint64_t size, void **address) {
     return *address == MAP_FAILED ? -errno : 0;
 }
 
-/* Pages are zero and cost nothing until touched. Huge pages are a wish: a kernel without them says EINVAL. */
-int paiton_map_anonymous(uint64_t size, uint32_t huge_pages, void **address) {
+/* Pages are zero and cost nothing until touched. */
+int paiton_map_anonymous(uint64_t size, void **address) {
     *address = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (*address == MAP_FAILED) return -errno;
-    if (huge_pages) madvise(*address, size, MADV_HUGEPAGE);
-    return 0;
+    return *address == MAP_FAILED ? -errno : 0;
 }
 
 int paiton_unmap(void *address, uint64_t size) { return munmap(address, size) ? -errno : 0; }
@@ -38,6 +36,7 @@ struct populate {
     uint64_t size;
     _Atomic uint64_t next; /* first byte that nobody has taken */
     _Atomic int error;
+    _Atomic int32_t *stop;
 };
 
 /* Reads a byte of every page. Only for kernels without MADV_POPULATE_READ: a file that shrinks meanwhile is fatal. */
@@ -50,6 +49,10 @@ static void *populate_slices(void *argument) {
     for (;;) {
         uint64_t start = atomic_fetch_add(&job->next, SLICE_BYTES);
         if (start >= job->size || atomic_load(&job->error)) return NULL;
+        if (atomic_load(job->stop)) {
+            atomic_store(&job->error, ECANCELED);
+            return NULL;
+        }
         uint64_t size = job->size - start < SLICE_BYTES ? job->size - start : SLICE_BYTES;
         /* Faults read ahead by 128 KiB only; asking for the slice first keeps a cold disk busy. Advice may fail. */
         (void)posix_fadvise(job->fd, (off_t)start, (off_t)size, POSIX_FADV_WILLNEED);
@@ -62,8 +65,8 @@ static void *populate_slices(void *argument) {
 }
 
 /* Faults a file mapping in with `threads` threads, the caller included. Fewer threads than asked for is no error. */
-int paiton_populate(int fd, void *address, uint64_t size, uint32_t threads) {
-    struct populate job = {.fd = fd, .base = address, .size = size};
+int paiton_populate(int fd, void *address, uint64_t size, uint32_t threads, _Atomic int32_t *stop) {
+    struct populate job = {.fd = fd, .base = address, .size = size, .stop = stop};
     pthread_t readers[MAX_READERS];
     uint32_t started = 0;
     sigset_t all, old;

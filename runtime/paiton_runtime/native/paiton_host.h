@@ -79,11 +79,18 @@ struct paiton_group;   /* the thread teams of all ranks */
 
 PAITON_EXPORT uint32_t paiton_abi(void);
 
-/* Memory. */
+/* Memory. paiton_populate gives up with -ECANCELED soon after somebody sets *stop. */
 PAITON_EXPORT int paiton_map_file(int fd, uint64_t size, void **address);
-PAITON_EXPORT int paiton_map_anonymous(uint64_t size, uint32_t huge_pages, void **address);
+PAITON_EXPORT int paiton_map_anonymous(uint64_t size, void **address);
 PAITON_EXPORT int paiton_unmap(void *address, uint64_t size);
-PAITON_EXPORT int paiton_populate(int fd, void *address, uint64_t size, uint32_t threads);
+PAITON_EXPORT int paiton_populate(int fd, void *address, uint64_t size, uint32_t threads, _Atomic int32_t *stop);
+
+/* Code objects, from the descriptor of a memory file that stays open as long as they are loaded. A null result is
+ * explained by paiton_code_error, which the same thread calls next. */
+PAITON_EXPORT void *paiton_code_open(int fd);
+PAITON_EXPORT void *paiton_code_symbol(void *code, const char *name);
+PAITON_EXPORT int paiton_code_close(void *code);
+PAITON_EXPORT const char *paiton_code_error(void);
 
 /* Programs. `bases` holds ranks * PAITON_REGIONS addresses, rank-major. */
 PAITON_EXPORT int paiton_program_create(const struct paiton_plan *plan, const uint64_t *bases, uint32_t ranks,

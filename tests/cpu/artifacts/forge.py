@@ -10,6 +10,7 @@ from typing import Any
 
 import msgpack
 import zstandard
+
 from tests.independent_reader import read_container
 
 Edit = Mapping[tuple[str | int, ...], Any]

@@ -9,7 +9,6 @@ from pathlib import Path
 import msgpack
 import pytest
 import zstandard
-from tests.cpu.artifacts.forge import frame, squeeze
 
 from paiton_artifacts import container
 from paiton_artifacts.errors import (
@@ -22,6 +21,7 @@ from paiton_artifacts.errors import (
 )
 from paiton_artifacts.limits import MAX_MANIFEST_BYTES, MAX_MANIFEST_COMPRESSED, MAX_PLAN_BYTES
 from paiton_artifacts.reader import open_bundle
+from tests.cpu.artifacts.forge import frame, squeeze
 
 FRAME_OF_ZEROS = zstandard.ZstdCompressor(level=3).compress(bytes(64 << 20))
 UNSIZED = zstandard.ZstdCompressor(level=3, write_content_size=False).compress(b"\x80")
@@ -97,7 +97,7 @@ def test_manifest_is_refused(victim: Path, name: str) -> None:
 def test_plans_have_their_own_error_and_limits() -> None:
     with pytest.raises(PlanError, match=f"limit {MAX_PLAN_BYTES}"):
         container.unpack(container.PLAN, frame(b"x", raw=MAX_PLAN_BYTES + 1, magic=b"PAITONPL"), "a.plan")
-    with pytest.raises(PlanError, match="a.plan: magic is b'PAITONMF', not b'PAITONPL'"):
+    with pytest.raises(PlanError, match=r"a\.plan: magic is b'PAITONMF', not b'PAITONPL'"):
         container.unpack(container.PLAN, frame(b"x"), "a.plan")
 
 

@@ -81,7 +81,8 @@ def test_opening_checks_every_file(victim: Path, path: str, name: str) -> None:
         open_bundle(victim)
     assert type(caught.value) is error
     assert caught.value.exit_code == 4
-    assert caught.value.message.startswith(str(victim / path))
+    named = victim / path if name != "behind a link" else (victim / path).parent  # then its siblings are, too
+    assert caught.value.message.startswith(str(named))
 
 
 @pytest.mark.parametrize("path", EVERY_FILE)
@@ -110,7 +111,7 @@ def test_a_blob_that_shrinks_after_opening(victim: Path) -> None:
 def test_a_file_that_changes_after_opening(victim: Path, damage: Callable[[Path], None]) -> None:
     bundle = open_bundle(victim)
     damage(victim / "tokenizer/tokenizer.json")
-    with pytest.raises(FileSizeError, match="tokenizer.json"):
+    with pytest.raises(FileSizeError, match=r"tokenizer\.json"):
         bundle.read_file(bundle.manifest.tokenizer.file)
 
 
@@ -143,14 +144,14 @@ def test_a_file_that_may_not_be_read(victim: Path, monkeypatch: pytest.MonkeyPat
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(os, "open", refuse)  # root may read everything, so permissions alone would not do
-    with pytest.raises(StoreError, match="tokenizer.json: Permission denied"):
+    with pytest.raises(StoreError, match=r"tokenizer\.json: Permission denied"):
         read_bounded(victim, "tokenizer/tokenizer.json", 100)
 
 
 def test_descriptors_are_closed(victim: Path) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     verify_files(open_bundle(victim))
     for path in ("tokenizer/nothing", "nothing/x", "tokenizer"):
         with pytest.raises(VerificationError), open_inside(victim, path):
             pass
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

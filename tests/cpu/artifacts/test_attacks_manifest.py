@@ -6,19 +6,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cpu.artifacts.forge import DELETE, Edit, edit_manifest
 
 from paiton_artifacts.errors import BoundsError, ManifestError, PaitonError, UnsupportedVersionError
 from paiton_artifacts.reader import open_bundle
+from tests.cpu.artifacts.forge import DELETE, Edit, edit_manifest
 
 FILE = {"path": "more", "size": 1, "sha256": "0" * 64}
 CODE = {"target": "cpu", "level": "l", "file": FILE, "symbols": [], "compiler": "c"}
-LARGE_CODE = [
-    {**CODE, "level": f"l{n}", "file": {**FILE, "path": f"code/{n}", "size": 64 << 20}} for n in range(5)
-]
+LARGE_CODE = [{**CODE, "level": f"l{n}", "file": {**FILE, "path": f"code/{n}", "size": 64 << 20}} for n in range(5)]
 IO = {"name": "more", "dtype": "f32", "count": 1, "offset": 128}
 CHUNK = {"offset": 2 << 20, "size": 1, "sha256": "0" * 64}
-PATHS = ["/etc/passwd", "../secret", "blobs/../../x", "blobs\\x", "", ".", "a//b", "a/", ".git/x", "-rf", "a/b/c/d/e", "é"]
+PATHS = [
+    "/etc/passwd",
+    "../secret",
+    "blobs/../../x",
+    "blobs\\x",
+    "",
+    ".",
+    "a//b",
+    "a/",
+    ".git/x",
+    "-rf",
+    "a/b/c/d/e",
+    "é",
+]
 
 TYPES: dict[str, tuple[Edit, str]] = {
     "missing field": ({("model", "layers"): DELETE}, "model.layers is missing"),
@@ -64,10 +75,16 @@ CONTRADICTIONS: dict[str, tuple[Edit, str]] = {
     "chunk past the end": ({("blobs", 0, "chunks", "append"): CHUNK}, "the chunks cover 2097153 of"),
     "same path twice": ({("blobs", 1, "path"): "blobs/rank-0.bin"}, "two files are 'blobs/rank-0.bin'"),
     "path of the manifest": ({("tokenizer", "file", "path"): "manifest.msgpack"}, "two files are 'manifest.msgpack'"),
-    "file inside a file": ({("tokenizer", "file", "path"): "blobs/rank-0.bin/x"}, "lies inside the file"),
+    "file inside a file": ({("tokenizer", "file", "path"): "blobs/rank-0.bin/x/y"}, "lies inside the file"),
     "duplicate tensor": ({("tensors", 5, "name"): "lm_head.scale"}, "two tensors are 'lm_head.scale'"),
-    "overlapping tensors": ({("tensors", 1, "offset"): 256}, "'layers.0.linear.weight' starts at byte 256, before the end"),
-    "unsorted tensors": ({("tensors", 0, "offset"): 8192}, "'layers.0.linear.weight' starts at byte 512, before the end"),
+    "overlapping tensors": (
+        {("tensors", 1, "offset"): 256},
+        "'layers.0.linear.weight' starts at byte 256, before the end",
+    ),
+    "unsorted tensors": (
+        {("tensors", 0, "offset"): 8192},
+        "'layers.0.linear.weight' starts at byte 512, before the end",
+    ),
     "misaligned tensor": ({("tensors", 5, "offset"): 4100}, "'norm.weight' starts at byte 4100, not a multiple of 256"),
     "lying size": ({("tensors", 0, "size"): 10}, "shape .10, 12. and dtype bf16 cannot have row stride 32 and size 10"),
     "row stride too small": ({("tensors", 0, "row_stride"): 16}, "cannot have row stride 16"),

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.cpu.artifacts import tiny
-from tests.cpu.artifacts.forge import DELETE, Edit, edit_plan, record
 
 from paiton_artifacts.errors import BoundsError, PaitonError, PlanError
 from paiton_artifacts.reader import open_bundle
+from tests.cpu.artifacts import tiny
+from tests.cpu.artifacts.forge import DELETE, Edit, edit_plan, record
 
 BODY = ("segments", 1, "launches", 0)
 """The launch that is repeated; it has 40 bytes of arguments."""
@@ -49,7 +49,10 @@ MALFORMED: dict[str, tuple[Edit, str]] = {
     "overflowing size": (relocations(record(offset=8, size=2 * HUGE - 8)), "size 18446744073709551608"),
     "rank with a size": (relocations(record(kind=2)), "RANK has a region, access"),
     "local with a rank": (relocations(record(rank=1)), "LOCAL names rank 1"),
-    "field outside the arguments": (relocations(record(arg_offset=40)), "relocation at byte 40 is not a field of the 40"),
+    "field outside the arguments": (
+        relocations(record(arg_offset=40)),
+        "relocation at byte 40 is not a field of the 40",
+    ),
     "misaligned field": (relocations(record(arg_offset=4)), "relocation at byte 4 is not a field"),
     "field twice": (relocations(record(), record()), "two relocations of the field at byte 0"),
     "peer that does not exist": (relocations(record(kind=1, rank=2)), "points to rank 2 of 2"),

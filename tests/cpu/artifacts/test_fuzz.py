@@ -11,8 +11,6 @@ from typing import Any
 import msgpack
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.cpu.artifacts import tiny
-from tests.cpu.artifacts.forge import frame, squeeze
 
 from paiton_artifacts import container
 from paiton_artifacts.errors import PaitonError
@@ -20,6 +18,8 @@ from paiton_artifacts.layout import Region
 from paiton_artifacts.plan import check_plan, decode_plan, encode_plan
 from paiton_artifacts.schema import Manifest
 from paiton_artifacts.validate import parse_manifest
+from tests.cpu.artifacts import tiny
+from tests.cpu.artifacts.forge import frame, squeeze
 
 SETTINGS = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 SCALARS = (
@@ -62,11 +62,13 @@ def raw(kind: container.Kind, data: bytes) -> Any:
 
 def survive(read: Callable[[bytes], object], data: bytes) -> None:
     """Reads; only errors of the tree may come out, with one-line messages of bounded length."""
+    message = ""
     try:
         read(data)
     except PaitonError as error:
-        assert "\n" not in error.message
-        assert len(error.message) < 1000
+        message = error.message
+    assert "\n" not in message
+    assert len(message) < 1000
 
 
 def positions(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests import independent_reader
-from tests.cpu.artifacts import tiny
 
 import paiton_artifacts
-from paiton_artifacts import limits
+from paiton_artifacts import container, limits, schema
+from paiton_artifacts import plan as plan_module
 from paiton_artifacts.errors import OutputExistsError, PlanError, UnsupportedTargetError
 from paiton_artifacts.layout import Region
 from paiton_artifacts.plan import decode_plan, encode_plan
 from paiton_artifacts.reader import open_bundle
 from paiton_artifacts.verify import verify_files
 from paiton_artifacts.wire import to_wire
+from tests import independent_reader
+from tests.cpu.artifacts import tiny
 
 
 def test_manifest_survives(tiny_bundle: Path) -> None:
@@ -116,8 +118,6 @@ def test_independent_reader_imports_nothing_of_ours() -> None:
 
 
 def test_a_later_minor_version_is_read(victim: Path) -> None:
-    from paiton_artifacts import container
-
     file = victim / "manifest.msgpack"
     value = independent_reader.read_container(file.read_bytes(), b"PAITONMF")
     value["format_minor"] = 1
@@ -133,8 +133,17 @@ def test_encode_refuses_what_decode_refuses() -> None:
         encode_plan(type(plan)("cpu", "default", "forward", 1, 1, plan.segments[:1] * (limits.MAX_SEGMENTS + 1)))
 
 
+def test_format_document_names_every_field() -> None:
+    document = (Path(independent_reader.__file__).parents[1] / "artifacts" / "FORMAT.md").read_text()
+    structs = [value for value in vars(schema).values() if dataclasses.is_dataclass(value)]
+    structs += [plan_module.Plan, plan_module.Segment, plan_module.Launch, plan_module.Relocation]
+    names = {field.name for struct in structs for field in dataclasses.fields(struct)}
+    assert len(names) > 80
+    assert sorted(name for name in names if f"`{name}`" not in document) == []
+
+
 def test_exports_exist() -> None:
     for name in paiton_artifacts.__all__:
         assert getattr(paiton_artifacts, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        paiton_artifacts.nothing  # type: ignore[attr-defined]  # noqa: B018
+        paiton_artifacts.nothing  # noqa: B018

@@ -88,7 +88,9 @@ def plan(family: str = "forward", tokens: int = 4) -> Plan:
     io = Relocation(0, RelocationKind.LOCAL, Region.IO, Access.READ, 0, 16, 0, 16)
     first = Launch("embed" if family == "forward" else "sample", LaunchFlag.NONE, bytes(16), (io,))
     last = Launch("embed", LaunchFlag.GROUP_BARRIER | LaunchFlag.RANK0_ONLY, bytes(8), ())
-    return Plan("cpu", "default", family, tokens, 2, (Segment(1, (first,)), Segment(LAYERS, (body,)), Segment(1, (last,))))
+    return Plan(
+        "cpu", "default", family, tokens, 2, (Segment(1, (first,)), Segment(LAYERS, (body,)), Segment(1, (last,)))
+    )
 
 
 def _memory() -> MemoryPlan:
@@ -162,7 +164,9 @@ def fill(writer: BundleWriter) -> None:
                     os.pwrite(file.fileno(), row, tensor.offset + number * tensor.row_stride)
         blobs.append(writer.finish_blob(rank, EXTENT_ALIGNMENT, tensors()))
     code = tuple(
-        CodeObject("cpu", level, writer.add_file(f"code/cpu/{level}.so", f"code of {level}".encode()), SYMBOLS, "none 1")
+        CodeObject(
+            "cpu", level, writer.add_file(f"code/cpu/{level}.so", f"code of {level}".encode()), SYMBOLS, "none 1"
+        )
         for level in ("generic", "x86-64-v3")
     )
     plans = tuple(_plan_file(writer, plan(family, tokens)) for family, tokens in (("forward", 4), ("sample", 8)))

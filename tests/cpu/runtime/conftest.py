@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import os
-import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from paiton_artifacts.layout import Region
-from paiton_artifacts.plan import Access, Launch, LaunchFlag, Plan, Relocation, RelocationKind, Segment
+from paiton_runtime import host
 from paiton_runtime.budget import RegionSizes
 from paiton_runtime.drivers.cpu import CpuDriver
+from tests.cpu.runtime.plans import MakeDriver
 
 SOURCE = Path(__file__).with_name("kernels.c")
 SYMBOLS = ("ticket", "idle", "increment", "sum", "copy", "echo", "nothing")
 SIZES = RegionSizes(io=1 << 20, scratch=1 << 16, kv=1 << 16, comm=1 << 16)
 WEIGHTS = bytes(range(256)) * 64
 
-MakeDriver = Callable[[int, int], CpuDriver]
+
+@pytest.fixture(scope="session", autouse=True)
+def host_library() -> Iterator[None]:
+    """Lets `PAITON_HOST_LIBRARY` replace the host library: the sanitized one, see test_native_build.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        if path := os.environ.get("PAITON_HOST_LIBRARY"):
+            patch.setattr(host, "LIBRARY", Path(path))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -57,31 +63,3 @@ def make_driver(kernels: bytes, tmp_path: Path) -> Iterator[MakeDriver]:
     yield make
     for driver in made:
         driver.close()
-
-
-def local(arg: int, region: Region, offset: int, stride: int = 0) -> Relocation:
-    """A pointer into the own rank's region, for the argument number `arg`."""
-    return Relocation(8 * arg, RelocationKind.LOCAL, region, Access.READ | Access.WRITE, 0, offset, stride, 8)
-
-
-def peer(arg: int, rank: int, offset: int, stride: int = 0) -> Relocation:
-    """A pointer into a rank's comm region."""
-    return Relocation(8 * arg, RelocationKind.PEER, Region.COMM, Access.READ, rank, offset, stride, 8)
-
-
-def rank_times(arg: int, factor: int) -> Relocation:
-    """The integer rank * factor."""
-    return Relocation(8 * arg, RelocationKind.RANK, Region.WEIGHTS, Access.NONE, 0, factor, 0, 0)
-
-
-def launch(
-    symbol: str, args: Sequence[int], *relocations: Relocation, flags: LaunchFlag = LaunchFlag.NONE
-) -> Launch:
-    """A launch whose arguments are 64-bit integers."""
-    return Launch(symbol, flags, struct.pack(f"<{len(args)}Q", *args), relocations)
-
-
-def plan(*segments: tuple[int, Sequence[Launch]]) -> Plan:
-    """A plan of (repeat, launches)."""
-    chain = tuple(Segment(repeat, tuple(launches)) for repeat, launches in segments)
-    return Plan("cpu", "any", "forward", 1, 1, chain)

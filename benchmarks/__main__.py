@@ -1,4 +1,4 @@
-"""`python -m benchmarks NAME [options]`: runs one benchmark, prints its report and writes benchmarks/results/NAME.json."""
+"""`python -m benchmarks NAME [options]` runs one benchmark; its report goes to stdout and benchmarks/results/."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAMES = {
 
 def main() -> int:
     """Dispatches to the benchmark's own command line."""
-    if len(sys.argv) < 2 or sys.argv[1] not in NAMES:  # noqa: PLR2004
+    if len(sys.argv) < 2 or sys.argv[1] not in NAMES:
         print("usage: python -m benchmarks NAME [--help]\n", file=sys.stderr)
         for name, purpose in NAMES.items():
             print(f"  {name:14} {purpose}", file=sys.stderr)

@@ -29,7 +29,8 @@ def ours(bundle: Path, threads: int) -> dict[str, float]:
     command += ["--max-tokens", str(TOKENS_OUT), "--ignore-eos", "--threads", str(threads)]
     done = subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
     result = json.loads(done.stdout)
-    assert len(result["token_ids"]) == TOKENS_OUT, len(result["token_ids"])
+    if len(result["token_ids"]) != TOKENS_OUT:
+        raise SystemExit(f"{len(result['token_ids'])} tokens came out, not {TOKENS_OUT}")
     return {"prefill": result["prefill_tokens_per_second"], "decode": result["decode_tokens_per_second"]}
 
 

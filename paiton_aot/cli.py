@@ -76,6 +76,8 @@ def _run(argv: list[str]) -> int:
     try:
         from paiton_aot import build, report  # noqa: PLC0415
     except ModuleNotFoundError as error:
+        if (error.name or "").startswith("paiton_"):
+            raise
         raise UsageError(
             f"paiton-build needs the Python package {error.name}", hint="pip install 'paiton-aot[build]'"
         ) from error
@@ -103,7 +105,7 @@ def _options(args: argparse.Namespace) -> BuildOptions:
         if target not in TARGETS:
             raise UnsupportedTargetError(f"--target {target} is unknown", hint=f"one of {', '.join(TARGETS)}")
     for flag, value in (("--tp", args.tp), ("--max-num-seqs", args.max_num_seqs)):
-        if not 1 <= value <= 1024:  # noqa: PLR2004
+        if not 1 <= value <= 1024:
             raise UsageError(f"{flag} {value} is out of range", hint="use 1 to 1024")
     defaults = BuildOptions()
     return BuildOptions(

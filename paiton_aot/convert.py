@@ -27,7 +27,7 @@ def write_tensors(
     specs: Sequence[WeightSpec],
     tensors: Mapping[str, Tensor],
     blobs: Sequence[IO[bytes]],
-    advance: Callable[[int], None],
+    advance: Callable[[int], object],
 ) -> None:
     """Writes every tensor of `specs` into the blobs, one open file per rank.
 
@@ -87,8 +87,8 @@ def _convert(
         data, scales = quantize.quantize_rows_fp8(block)
         return as_rows(data), scales
     if storage == "int8":
-        data, scales = quantize.quantize_rows_int8(block)
-        return as_rows(data), scales
+        codes, scales = quantize.quantize_rows_int8(block)
+        return as_rows(codes), scales
     return as_rows(block.astype(ml_dtypes.bfloat16 if storage == "bf16" else np.float32)), None
 
 

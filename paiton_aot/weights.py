@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from paiton_aot.checkpoint.base import Checkpoint, ModelConfig
 from paiton_artifacts.errors import TensorParallelError
 from paiton_artifacts.layout import align_up
-from paiton_aot.checkpoint.base import Checkpoint, ModelConfig
 
 MAX_TP = 16
 VOCAB_ALIGNMENT = 64
@@ -34,11 +34,13 @@ class Source:
 
     @property
     def rows(self) -> int:
+        """Length of the first dimension."""
         return self.shape[0]
 
     @property
     def cols(self) -> int:
-        return self.shape[1] if len(self.shape) == 2 else 1  # noqa: PLR2004
+        """Elements per row; 1 for a vector."""
+        return self.shape[1] if len(self.shape) == 2 else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +111,7 @@ def check_tp(config: ModelConfig, tp: int) -> None:
 
 def _divides(config: ModelConfig, tp: int) -> bool:
     kv = config.kv_heads
-    return (
-        config.attention_heads % tp == 0
-        and (kv % tp == 0 or tp % kv == 0)
-        and config.intermediate_size % tp == 0
-    )
+    return config.attention_heads % tp == 0 and (kv % tp == 0 or tp % kv == 0) and config.intermediate_size % tp == 0
 
 
 def scale_specs(specs: Iterable[WeightSpec]) -> list[WeightSpec]:

@@ -37,7 +37,9 @@ def runnable_levels() -> frozenset[str]:
 def _runs(level: str, scratch: Path) -> bool:
     cpu, body = _PROBES[level]
     source, program = scratch / "probe.c", scratch / level
-    source.write_text(f"#include <immintrin.h>\nint main(int n, char **v) {{ float x = n; {body} return x == 77.f; }}\n")
+    source.write_text(
+        f"#include <immintrin.h>\nint main(int n, char **v) {{ float x = n; {body} return x == 77.f; }}\n"
+    )
     target = ["-target", "x86_64-linux-musl", f"-mcpu={cpu}", "-O1"]
     caches = {f"ZIG_{kind}_CACHE_DIR": str(scratch / "zig") for kind in ("GLOBAL", "LOCAL")}
     compiler = [sys.executable, "-m", "ziglang", "cc", *target, str(source), "-o", str(program)]

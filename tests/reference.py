@@ -72,7 +72,8 @@ def load_reference(path: Path, *, rounded: bool = True) -> LlamaForCausalLM:
     if rounded:
         _round_attention(model, bundle)
         _round_linear_inputs(model, bundle)
-    return model.float().eval()
+    model.float().eval()
+    return model
 
 
 def _state(bundle: Any, facts: dict[str, Any]) -> dict[str, torch.Tensor]:

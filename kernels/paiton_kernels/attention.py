@@ -11,7 +11,6 @@ from paiton_kernels.spec import (
     COUNTS,
     KV_BLOCK_TOKENS,
     KV_CACHE,
-    PACKED_ELEMENT_BYTES,
     PAGING,
     WORKER_SCRATCH,
     WORKER_SCRATCH_STRIDE,
@@ -40,10 +39,8 @@ def _check(macros: Mapping[str, Value]) -> str:
 
 def _scratch(macros: Mapping[str, Value], _max_tokens: int) -> int:
     group = int(macros["Q_HEADS"]) // int(macros["KV_HEADS"])
-    rows = -(-max(ITEM_ROWS, group) // 4) * 4
-    head = -(-int(macros["HEAD_DIM"]) // 64) * 64
-    queries, sums, block = rows * head * PACKED_ELEMENT_BYTES, rows * head * 4, KV_BLOCK_TOKENS * head * 4
-    return queries + sums + 2 * block + rows * (KV_BLOCK_TOKENS + 4) * 4
+    rows, head_dim = -(-max(ITEM_ROWS, group) // 4) * 4, int(macros["HEAD_DIM"])
+    return 4 * (2 * rows * head_dim + 2 * KV_BLOCK_TOKENS * head_dim + rows * (KV_BLOCK_TOKENS + 4))
 
 
 ATTENTION = KernelSpec(

@@ -146,3 +146,22 @@ def kv_slots(
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Returns the KV block and the place within it of every token."""
     return block_tables[request_of, positions // KV_BLOCK_TOKENS], positions % KV_BLOCK_TOKENS
+
+
+def kv_tiles(
+    k: NDArray[np.generic], v: NDArray[np.generic]
+) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
+    """Lays K and V out as the cache holds them (cpu/kv_layout.h).
+
+    Args:
+        k: [..., KV_HEADS, 16, HEAD_DIM] of any dtype.
+        v: likewise.
+
+    Returns:
+        Two arrays [..., KV_HEADS, 16 * HEAD_DIM].
+    """
+    *outer, positions, head_dim = k.shape
+    words = k.reshape(*outer, positions, head_dim // 2, 2)
+    halves = v.reshape(*outer, positions, head_dim // 32, 2, 16)
+    flat = (*outer, positions * head_dim)
+    return np.swapaxes(words, -3, -2).reshape(flat), np.swapaxes(halves, -2, -1).reshape(flat)

@@ -227,7 +227,7 @@ PAGING = (
     Arg("block_table_stride", "i64", "columns of block_tables"),
 )
 KV_CACHE = (
-    Arg("kv", "void*", "this layer's part of KV block 0: K [KV_HEADS][16][HEAD_DIM], then V likewise; bf16 or e4m3"),
+    Arg("kv", "void*", "this layer's part of KV block 0: KV_HEADS tiles of K, then of V (cpu/kv_layout.h); bf16 or e4m3"),
     Arg("kv_block_stride", "i64", "bytes from one KV block to the next"),
     Arg("k_scale", "f32*", "f32[1]: what a stored K is multiplied by (KV=FP8)"),
     Arg("v_scale", "f32*", "f32[1]: what a stored V is multiplied by (KV=FP8)"),

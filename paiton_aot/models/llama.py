@@ -23,7 +23,10 @@ def program(checkpoint: Checkpoint, storage: Storage) -> Program:
     ops: list[Op] = [Embed(None, "embed_tokens", "embedded"), AllReduce(None, "embedded", "x", add=False)]
     for layer in range(checkpoint.config.layers):
         ops += _layer_ops(layer)
-    ops += [RmsNorm(None, "x", "norm", "last", gather=True), Linear(None, "last", head_name(checkpoint, storage), "logits")]
+    ops += [
+        RmsNorm(None, "x", "norm", "last", gather=True),
+        Linear(None, "last", head_name(checkpoint, storage), "logits"),
+    ]
     return Program(tuple(ops), storage.activations, storage.kv_cache)
 
 
@@ -78,9 +81,7 @@ def _layer_weights(checkpoint: Checkpoint, storage: Storage, layer: int) -> list
     source, bundle = f"model.layers.{layer}.", f"layers.{layer}."
 
     def norm(name: str, stored: str) -> WeightSpec:
-        return WeightSpec(
-            bundle + name, (Source(f"{source}{stored}.weight", (hidden,), ShardRule.REPLICATED),), "bf16"
-        )
+        return WeightSpec(bundle + name, (Source(f"{source}{stored}.weight", (hidden,), ShardRule.REPLICATED),), "bf16")
 
     def linear(name: str, *parts: tuple[str, int, int, ShardRule]) -> list[WeightSpec]:
         modules = [source + module for module, *_ in parts]

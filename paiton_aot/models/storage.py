@@ -59,4 +59,5 @@ class Storage:
 
     @property
     def of_head(self) -> str:
+        """Storage dtype of the output head."""
         return _STORED_AS[self.lm_head]

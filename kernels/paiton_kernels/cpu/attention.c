@@ -1,145 +1,211 @@
 /* attention: softmax(q k^T) v over the paged cache, one pass with a running maximum, a block of 16 positions at a time.
  *
- * Query rows (token, head) that share a request and a KV head go through the cache together; a row's operations and
- * their order are the same whichever rows accompany it. */
-#include "input.h"
+ * Query rows (token, head) that share a request and a KV head go through the cache together. A row's operations and
+ * their order are the same whichever rows accompany it: scores add even and odd columns apart, each in order; sums add
+ * positions in order. */
+#include "kv_layout.h"
+#include "mathf.h"
 
 #define ITEM_ROWS 32
 #define FEW_TOKENS 32 /* steps of at most this many tokens are shared out by single heads */
 
 /* One worker's private memory. */
 struct attention_scratch {
-    uint8_t *queries; /* packed, rows x head_dim */
-    uint8_t *keys;    /* panel, 16 x head_dim */
-    float *values;    /* 16 x head_dim */
-    float *sums;      /* rows x head_dim */
-    float *scores;    /* rows x 16 */
+    float *queries;                  /* rows x head_dim, times the softmax scale */
+    float *sums;                     /* rows x head_dim */
+    float *keys, *values;            /* a tile widened to f32 (KV=FP8): low halves of 16 words, then their high halves */
+    float *scores;                   /* rows x 16 */
     float *largest, *total, *shrink; /* rows: running maximum, sum of exponentials, factor for what was summed before */
     int32_t *visible;                /* rows: positions of the current block that the row attends */
 };
 
-INLINE struct attention_scratch carve(uint8_t *p, int64_t rows, int64_t head_dim)
+INLINE struct attention_scratch carve(void *memory, int64_t rows, int64_t head_dim)
 {
-    const int64_t head = round_up(head_dim, 64);
+    float *p = memory;
     struct attention_scratch s;
-    s.queries = p, p += rows * packed_bytes(head_dim);
-    s.keys = p, p += KV_BLOCK * packed_bytes(head_dim);
-    s.values = (float *)p, p += KV_BLOCK * head * 4;
-    s.sums = (float *)p, p += rows * head * 4;
-    s.scores = (float *)p, p += rows * KV_BLOCK * 4;
-    s.largest = (float *)p, p += rows * 4;
-    s.total = (float *)p, p += rows * 4;
-    s.shrink = (float *)p, p += rows * 4;
+    s.queries = p, p += rows * head_dim;
+    s.sums = p, p += rows * head_dim;
+    s.keys = p, p += KV_BLOCK * head_dim;
+    s.values = p, p += KV_BLOCK * head_dim;
+    s.scores = p, p += rows * KV_BLOCK;
+    s.largest = p, p += rows;
+    s.total = p, p += rows;
+    s.shrink = p, p += rows;
     s.visible = (int32_t *)p;
     return s;
 }
 
-/* Scores of the rows from `first` on against one K block. */
-INLINE void score_block(const struct attention_scratch *s, enum source source, const uint8_t *keys, int64_t first,
-                        int64_t rows, int64_t head_dim)
+UNUSED SHARED void widen_fp8(const uint8_t *codes, int64_t count, float *to)
 {
-    const int64_t x_stride = packed_bytes(head_dim);
-    if (rows - first <= 4) {
-        direct_unit(source, keys, head_dim * source_bytes(source), s->queries + first * x_stride, x_stride, rows - first,
-                    head_dim, s->scores + first * KV_BLOCK, KV_BLOCK);
-        return;
-    }
-    fill_panel(source, keys, head_dim * source_bytes(source), head_dim, s->keys);
-    for (int64_t r = first; r < rows; r += PANEL_TOKENS)
-        panel_unit(s->keys, s->queries + r * x_stride, x_stride, min_i64(rows - r, PANEL_TOKENS), head_dim,
-                   s->scores + r * KV_BLOCK, KV_BLOCK);
-}
-
-/* Turns a row's scores into exponentials, and keeps its running maximum and sum. */
-INLINE void softmax_row(const struct attention_scratch *s, int64_t r, float scale)
-{
-    float *score = s->scores + r * KV_BLOCK, sum[KV_BLOCK], largest = s->largest[r];
-    for (int j = 0; j < KV_BLOCK; j++) {
-        score[j] = j < s->visible[r] ? score[j] * scale : -__builtin_inff();
-        largest = score[j] > largest ? score[j] : largest;
-    }
-    for (int j = 0; j < KV_BLOCK; j++) sum[j] = score[j] = exp_f32(score[j] - largest);
-    for (int width = KV_BLOCK / 2; width; width /= 2)
-        for (int j = 0; j < width; j++) sum[j] += sum[j + width];
-    s->shrink[r] = exp_f32(s->largest[r] - largest);
-    s->total[r] = s->total[r] * s->shrink[r] + sum[0];
-    s->largest[r] = largest;
-}
-
-UNUSED SHARED void load_values(int is_fp8, const uint8_t *from, int64_t count, float *to)
-{
-    if (is_fp8)
-        for (int64_t i = 0; i < count; i++) to[i] = e4m3_to_f32(from[i]);
-    else
-        for (int64_t i = 0; i < count; i++) to[i] = bf16_to_f32(((const uint16_t *)from)[i]);
-}
-
-/* sums = sums * shrink + scores x values, for `rows` rows and `vectors` vectors of columns. */
-INLINE void weigh_tile(const int rows, const int vectors, const float *scores, const float *shrink, const float *values,
-                       float *sums, int64_t head_dim, int64_t visible)
-{
-    vf acc[4][4];
-    for (int r = 0; r < rows; r++)
-        for (int v = 0; v < vectors; v++)
-            acc[r][v] = vf_mul(vf_load(sums + r * head_dim + v * LANES), vf_set1(shrink[r]));
-    for (int64_t j = 0; j < visible; j++)
-        for (int v = 0; v < vectors; v++) {
-            vf value = vf_load(values + j * head_dim + v * LANES);
-            for (int r = 0; r < rows; r++) acc[r][v] = vf_fma(vf_set1(scores[r * KV_BLOCK + j]), value, acc[r][v]);
+    for (int64_t i = 0; i < count; i += 32, to += 32)
+        for (int j = 0; j < 16; j++) {
+            to[j] = e4m3_to_f32(codes[i + 2 * j]);
+            to[16 + j] = e4m3_to_f32(codes[i + 2 * j + 1]);
         }
-    for (int r = 0; r < rows; r++)
-        for (int v = 0; v < vectors; v++) vf_store(sums + r * head_dim + v * LANES, acc[r][v]);
 }
 
-INLINE void weigh_rows(const int rows, const struct attention_scratch *s, int64_t first, int64_t head_dim)
+/* The two columns (or column halves) of LANES words, `word` being a multiple of LANES. */
+INLINE void load_words(const int is_fp8, const void *tile, int64_t word, vf *low, vf *high)
 {
-    const float *scores = s->scores + first * KV_BLOCK, *shrink = s->shrink + first;
-    float *sums = s->sums + first * head_dim;
-    int64_t visible = s->visible[first], column = 0;
-    for (; column + PV_VECTORS * LANES <= head_dim; column += PV_VECTORS * LANES)
-        weigh_tile(rows, PV_VECTORS, scores, shrink, s->values + column, sums + column, head_dim, visible);
-    for (; column < head_dim; column += 2 * LANES)
-        weigh_tile(rows, 2, scores, shrink, s->values + column, sums + column, head_dim, visible);
-}
-
-INLINE void weigh_block(const struct attention_scratch *s, int64_t first, int64_t rows, int64_t head_dim)
-{
-    int64_t r = first;
-    /* Rows attend ever more positions, so four rows see the whole block if the first of them does. */
-    while (r < rows) {
-        if (r + 4 <= rows && s->visible[r] == KV_BLOCK)
-            weigh_rows(4, s, r, head_dim), r += 4;
-        else
-            weigh_rows(1, s, r, head_dim), r += 1;
+    if (is_fp8) {
+        const float *at = (const float *)tile + word / 16 * 32 + word % 16;
+        *low = vf_load(at), *high = vf_load(at + 16);
+    } else {
+        load_pair((const uint16_t *)tile + 2 * word, low, high);
     }
+}
+
+/* Scores of `rows` query rows against the 16 keys of a tile. */
+INLINE void score_rows(const int rows, const int is_fp8, const void *keys, const float *queries, int64_t d, float *scores)
+{
+    for (int64_t at = 0; at < KV_BLOCK; at += LANES) {
+        vf even[ROW_TILE], odd[ROW_TILE];
+        UNROLL for (int r = 0; r < rows; r++) even[r] = odd[r] = vf_zero();
+        for (int64_t column = 0; column < d; column += 2) {
+            vf low, high;
+            load_words(is_fp8, keys, column / 2 * KV_BLOCK + at, &low, &high);
+            UNROLL for (int r = 0; r < rows; r++) {
+                even[r] = vf_fma(vf_set1(queries[r * d + column]), low, even[r]);
+                odd[r] = vf_fma(vf_set1(queries[r * d + column + 1]), high, odd[r]);
+            }
+        }
+        UNROLL for (int r = 0; r < rows; r++) vf_store(scores + r * KV_BLOCK + at, vf_add(even[r], odd[r]));
+    }
+}
+
+/* sums = sums * shrink + weights x values, for `rows` rows that attend `visible` positions of the tile. */
+INLINE void weigh_rows(const int rows, const int is_fp8, const void *values, const float *weights, const float *shrink,
+                       int64_t visible, int64_t d, float *sums)
+{
+    for (int64_t word = 0; word < d / 2; word += LANES) {
+        const int64_t column = word / 16 * 32 + word % 16;
+        vf first[ROW_TILE], second[ROW_TILE];
+        UNROLL for (int r = 0; r < rows; r++) {
+            first[r] = vf_mul(vf_load(sums + r * d + column), vf_set1(shrink[r]));
+            second[r] = vf_mul(vf_load(sums + r * d + column + 16), vf_set1(shrink[r]));
+        }
+        for (int64_t j = 0; j < visible; j++) {
+            vf low, high;
+            load_words(is_fp8, values, j * (d / 2) + word, &low, &high);
+            UNROLL for (int r = 0; r < rows; r++) {
+                vf weight = vf_set1(weights[r * KV_BLOCK + j]);
+                first[r] = vf_fma(weight, low, first[r]);
+                second[r] = vf_fma(weight, high, second[r]);
+            }
+        }
+        UNROLL for (int r = 0; r < rows; r++) {
+            vf_store(sums + r * d + column, first[r]);
+            vf_store(sums + r * d + column + 16, second[r]);
+        }
+    }
+}
+
+/* Calls `body` with the largest row tile that fits `left`, as a constant. */
+#define WITH_ROWS(left, taken, body)                                                                                  \
+    if ((left) >= ROW_TILE) { enum { ROWS = ROW_TILE }; body; taken = ROWS; }                                         \
+    else if ((left) >= 4) { enum { ROWS = 4 }; body; taken = ROWS; }                                                  \
+    else if ((left) == 3) { enum { ROWS = 3 }; body; taken = ROWS; }                                                  \
+    else if ((left) == 2) { enum { ROWS = 2 }; body; taken = ROWS; }                                                  \
+    else { enum { ROWS = 1 }; body; taken = ROWS; }
+
+SHARED void score_tile(const struct attention_scratch *s, const int is_fp8, const void *keys, int64_t first, int64_t rows,
+                       int64_t d)
+{
+    for (int64_t r = first, taken; r < rows; r += taken) {
+        const float *queries = s->queries + r * d;
+        float *scores = s->scores + r * KV_BLOCK;
+        if (is_fp8) {
+            WITH_ROWS(rows - r, taken, score_rows(ROWS, 1, s->keys, queries, d, scores))
+        } else {
+            WITH_ROWS(rows - r, taken, score_rows(ROWS, 0, keys, queries, d, scores))
+        }
+    }
+}
+
+SHARED void weigh_tile(const struct attention_scratch *s, const int is_fp8, const void *values, int64_t first, int64_t rows,
+                       int64_t d)
+{
+    for (int64_t r = first, taken; r < rows; r += taken) {
+        const float *weights = s->scores + r * KV_BLOCK, *shrink = s->shrink + r;
+        float *sums = s->sums + r * d;
+        int64_t visible = s->visible[r], alike = 1;
+        while (r + alike < rows && alike < ROW_TILE && s->visible[r + alike] == visible) alike++;
+        if (is_fp8) {
+            WITH_ROWS(alike, taken, weigh_rows(ROWS, 1, s->values, weights, shrink, visible, d, sums))
+        } else {
+            WITH_ROWS(alike, taken, weigh_rows(ROWS, 0, values, weights, shrink, visible, d, sums))
+        }
+    }
+}
+
+/* Turns the rows' scores into exponentials, and keeps their running maximum and sum. Three loops, so that each is a
+ * vector operation: over a row, over rows, over a row. */
+SHARED void softmax_rows(const struct attention_scratch *s, int64_t first, int64_t rows)
+{
+    float *restrict scores = s->scores, *restrict largest = s->largest, *restrict total = s->total;
+    float *restrict shrink = s->shrink, tree[KV_BLOCK];
+    for (int64_t r = first; r < rows; r++) {
+        float *row = scores + r * KV_BLOCK;
+        for (int64_t j = s->visible[r]; j < KV_BLOCK; j++) row[j] = -__builtin_inff();
+        for (int j = 0; j < KV_BLOCK; j++) tree[j] = row[j];
+        UNROLL for (int width = KV_BLOCK / 2; width; width /= 2)
+            for (int j = 0; j < width; j++) tree[j] = tree[j] > tree[j + width] ? tree[j] : tree[j + width];
+        shrink[r] = tree[0];
+    }
+    for (int64_t r = first; r < rows; r++) {
+        float now = shrink[r] > largest[r] ? shrink[r] : largest[r];
+        shrink[r] = exp_f32(largest[r] - now);
+        largest[r] = now;
+        total[r] *= shrink[r];
+    }
+    for (int64_t r = first; r < rows; r++) {
+        float *row = scores + r * KV_BLOCK;
+        for (int j = 0; j < KV_BLOCK; j++) tree[j] = row[j] = exp_f32(row[j] - largest[r]);
+        UNROLL for (int width = KV_BLOCK / 2; width; width /= 2)
+            for (int j = 0; j < width; j++) tree[j] += tree[j + width];
+        total[r] += tree[0];
+    }
+}
+
+INLINE void prefetch_tile(const uint8_t *tile, int64_t bytes)
+{
+    for (int64_t i = 0; i < bytes; i += 64) PREFETCH(tile + i);
 }
 
 /* Attention of `tokens` consecutive tokens of one request, for `heads` query heads from `head` on, all of one KV head. */
 INLINE void attend(const struct attention_args *a, const struct attention_params p, const struct attention_scratch *s,
                    int64_t token, int64_t tokens, int64_t head, int64_t heads)
 {
-    const enum source source = p.KV == ATTENTION_KV_FP8 ? SOURCE_FP8 : SOURCE_BF16;
-    const int is_fp8 = source == SOURCE_FP8;
+    const int is_fp8 = p.KV == ATTENTION_KV_FP8;
     const int64_t d = p.HEAD_DIM, rows = tokens * heads, kv_head = head / (p.Q_HEADS / p.KV_HEADS);
-    const int64_t tile_bytes = KV_BLOCK * d * source_bytes(source);
+    const int64_t tile_bytes = KV_BLOCK * d * (is_fp8 ? 1 : 2), last = a->positions[token + tokens - 1];
     const int32_t *table = a->block_tables + a->request_of[token] * a->block_table_stride;
-    const float scale = (float)a->softmax_scale * source_factor(source) * (is_fp8 ? *a->k_scale : 1.0f);
+    const uint8_t *cache = (const uint8_t *)a->kv + kv_head * tile_bytes;
+    const float scale = (float)a->softmax_scale * (is_fp8 ? *a->k_scale : 1.0f);
     for (int64_t r = 0; r < rows; r++) {
-        pack_bf16(a->q + ((token + r / heads) * p.Q_HEADS + head + r % heads) * d, d, s->queries + r * packed_bytes(d));
+        const uint16_t *q = a->q + ((token + r / heads) * p.Q_HEADS + head + r % heads) * d;
         s->largest[r] = -__builtin_inff();
         s->total[r] = 0.0f;
-        for (int64_t i = 0; i < d; i++) s->sums[r * d + i] = 0.0f;
+        for (int64_t i = 0; i < d; i++) s->queries[r * d + i] = bf16_to_f32(q[i]) * scale, s->sums[r * d + i] = 0.0f;
     }
-    for (int64_t start = 0, first = 0; start <= a->positions[token + tokens - 1]; start += KV_BLOCK) {
-        const uint8_t *keys = (const uint8_t *)a->kv + table[start / KV_BLOCK] * a->kv_block_stride + kv_head * tile_bytes;
-        while (a->positions[token + first / heads] < start) first += heads;
-        score_block(s, source, keys, first, rows, d);
-        for (int64_t r = first; r < rows; r++) {
-            s->visible[r] = (int32_t)min_i64(a->positions[token + r / heads] + 1 - start, KV_BLOCK);
-            softmax_row(s, r, scale);
+    for (int64_t start = 0, first = 0; start <= last; start += KV_BLOCK) {
+        const uint8_t *keys = cache + table[start / KV_BLOCK] * a->kv_block_stride;
+        const uint8_t *values = keys + p.KV_HEADS * tile_bytes;
+        if (start + KV_BLOCK <= last) {
+            const uint8_t *next = cache + table[start / KV_BLOCK + 1] * a->kv_block_stride;
+            prefetch_tile(next, tile_bytes);
+            prefetch_tile(next + p.KV_HEADS * tile_bytes, tile_bytes);
         }
-        load_values(is_fp8, keys + p.KV_HEADS * tile_bytes, s->visible[rows - 1] * d, s->values);
-        weigh_block(s, first, rows, d);
+        while (a->positions[token + first / heads] < start) first += heads;
+        for (int64_t r = first; r < rows; r++)
+            s->visible[r] = (int32_t)min_i64(a->positions[token + r / heads] + 1 - start, KV_BLOCK);
+        if (is_fp8) {
+            widen_fp8(keys, KV_BLOCK * d, s->keys);
+            widen_fp8(values, s->visible[rows - 1] * d, s->values);
+        }
+        score_tile(s, is_fp8, keys, first, rows, d);
+        softmax_rows(s, first, rows);
+        weigh_tile(s, is_fp8, values, first, rows, d);
     }
     for (int64_t r = 0; r < rows; r++) {
         uint16_t *out = a->out + ((token + r / heads) * p.Q_HEADS + head + r % heads) * d;

@@ -10,6 +10,8 @@
 enum source { SOURCE_FP8, SOURCE_INT8, SOURCE_BF16, SOURCE_PANEL };
 
 #define PANEL_TOKENS (LANES / PANEL_ROWS)
+/* Activation rows that one tile takes straight from stored weights, at most. */
+#define DIRECT_TOKENS (LANES >= 16 ? 8 : 4)
 #define UNIT 16 /* weight rows that a caller hands out at once */
 
 INLINE int64_t source_bytes(enum source source)
@@ -79,21 +81,23 @@ INLINE void tile(const enum source source, const int rows, const uint8_t *w, int
 #define DEFINE_TILES(name, source)                                                                                    \
     DEFINE_TILE(name##_1, source, LANES)                                                                              \
     DEFINE_TILE(name##_2, source, LANES / 2)                                                                          \
-    DEFINE_TILE(name##_4, source, LANES / 4)
+    DEFINE_TILE(name##_4, source, LANES / 4)                                                                          \
+    DEFINE_TILE(name##_8, source, LANES / DIRECT_TOKENS)
 
 DEFINE_TILES(tile_fp8, SOURCE_FP8)
 DEFINE_TILES(tile_int8, SOURCE_INT8)
 DEFINE_TILES(tile_bf16, SOURCE_BF16)
 DEFINE_TILE(tile_panel, SOURCE_PANEL, PANEL_ROWS)
 
-/* The tile of `tokens` (1, 2 or 4) activation rows, straight from stored weights. */
+/* The tile of `tokens` (1, 2, 4 or DIRECT_TOKENS) activation rows, straight from stored weights. */
 INLINE void direct_tile(enum source source, int64_t tokens, const uint8_t *w, int64_t stride, const uint8_t *x,
                         int64_t x_stride, int64_t last, int64_t k, float *out)
 {
 #define CHOOSE(name)                                                                                                  \
     if (tokens == 1) name##_1(w, stride, x, x_stride, last, k, out);                                                  \
     else if (tokens == 2) name##_2(w, stride, x, x_stride, last, k, out);                                             \
-    else name##_4(w, stride, x, x_stride, last, k, out)
+    else if (tokens == 4) name##_4(w, stride, x, x_stride, last, k, out);                                             \
+    else name##_8(w, stride, x, x_stride, last, k, out)
     if (source == SOURCE_FP8) { CHOOSE(tile_fp8); }
     else if (source == SOURCE_INT8) { CHOOSE(tile_int8); }
     else { CHOOSE(tile_bf16); }
@@ -107,7 +111,7 @@ INLINE void direct_unit(enum source source, const uint8_t *w, int64_t stride, co
     float out[LANES];
     for (int64_t t0 = 0, tokens; t0 < count; t0 += tokens) {
         int64_t left = count - t0;
-        tokens = left >= 3 ? 4 : left;
+        tokens = left > 4 ? DIRECT_TOKENS : left >= 3 ? 4 : left;
         int64_t rows = LANES / tokens;
         for (int64_t r0 = 0; r0 < UNIT; r0 += rows) {
             direct_tile(source, tokens, w + r0 * stride, stride, x + t0 * x_stride, x_stride, left - 1, k, out);

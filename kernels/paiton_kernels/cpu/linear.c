@@ -1,6 +1,7 @@
 /* linear: out = epilogue(activations x weight^T). Workers share the weight's rows in units of 16 (ROPE, SILU: 16 pairs).
  */
 #include "input.h"
+#include "kv_layout.h"
 
 #define MAX_DECODE 8
 
@@ -35,17 +36,21 @@ INLINE void store_kv(const struct linear_args *a, const struct linear_params p, 
 {
     int64_t position = a->positions[t], half = p.HEAD_DIM / 2;
     int64_t kv_block = a->block_tables[a->request_of[t] * a->block_table_stride + position / KV_BLOCK];
-    int64_t row = ((is_v ? p.KV_HEADS : 0) + head) * KV_BLOCK + position % KV_BLOCK;
-    uint8_t *base = (uint8_t *)a->kv + kv_block * a->kv_block_stride;
-    if (p.KV == LINEAR_KV_FP8) {
-        float scale = is_v ? *a->v_scale : *a->k_scale;
-        uint8_t *to = base + row * p.HEAD_DIM + column;
-        for (int i = 0; i < UNIT; i++) to[i] = f32_to_e4m3(low[i] / scale);
-        for (int i = 0; i < UNIT; i++) to[half + i] = f32_to_e4m3(high[i] / scale);
-    } else {
-        uint16_t *to = (uint16_t *)base + row * p.HEAD_DIM + column;
-        for (int i = 0; i < UNIT; i++) to[i] = f32_to_bf16(low[i]);
-        for (int i = 0; i < UNIT; i++) to[half + i] = f32_to_bf16(high[i]);
+    int64_t tile = ((is_v ? p.KV_HEADS : 0) + head) * KV_BLOCK * p.HEAD_DIM, place = position % KV_BLOCK;
+    uint8_t *block_base = (uint8_t *)a->kv + kv_block * a->kv_block_stride;
+    uint8_t *codes = block_base + tile;
+    uint16_t *values = (uint16_t *)block_base + tile;
+    for (int64_t i = 0; i < UNIT; i++) {
+        int64_t at = is_v ? v_index(place, column + i, p.HEAD_DIM) : k_index(place, column + i);
+        int64_t at_high = is_v ? v_index(place, half + column + i, p.HEAD_DIM) : k_index(place, half + column + i);
+        if (p.KV == LINEAR_KV_FP8) {
+            float scale = is_v ? *a->v_scale : *a->k_scale;
+            codes[at] = f32_to_e4m3(low[i] / scale);
+            codes[at_high] = f32_to_e4m3(high[i] / scale);
+        } else {
+            values[at] = f32_to_bf16(low[i]);
+            values[at_high] = f32_to_bf16(high[i]);
+        }
     }
 }
 

@@ -10,7 +10,7 @@
 /* e4m3 codes become f16 by a shift, which divides them by 2^8; subnormals included, since vcvtph2ps handles those. */
 #define FP8_FACTOR 256.0f
 #define PANEL_ROWS 4
-#define PV_VECTORS 2
+#define ROW_TILE 4
 #define PREFETCH(address) _mm_prefetch((const char *)(address), _MM_HINT_T0)
 
 typedef __m256 vf;
@@ -20,8 +20,17 @@ INLINE vf vf_zero(void) { return _mm256_setzero_ps(); }
 INLINE vf vf_set1(float x) { return _mm256_set1_ps(x); }
 INLINE vf vf_load(const float *p) { return _mm256_loadu_ps(p); }
 INLINE void vf_store(float *p, vf a) { _mm256_storeu_ps(p, a); }
+INLINE vf vf_add(vf a, vf b) { return _mm256_add_ps(a, b); }
 INLINE vf vf_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
 INLINE vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
+
+/* Widens LANES words of two bf16 each: low halves and high halves. */
+INLINE void load_pair(const uint16_t *words, vf *low, vf *high)
+{
+    __m256i w = _mm256_loadu_si256((const __m256i *)words);
+    *low = _mm256_castsi256_ps(_mm256_slli_epi32(w, 16));
+    *high = _mm256_castsi256_ps(_mm256_and_si256(w, _mm256_set1_epi32((int)0xffff0000)));
+}
 
 INLINE block block_fp8(const uint8_t *w)
 {

@@ -9,7 +9,7 @@
 #define DOT_BLOCK 64
 #define FP8_FACTOR 1.0f
 #define PANEL_ROWS 4
-#define PV_VECTORS 4
+#define ROW_TILE 8
 #define PREFETCH(address) _mm_prefetch((const char *)(address), _MM_HINT_T0)
 
 typedef __m512 vf;
@@ -18,8 +18,17 @@ INLINE vf vf_zero(void) { return _mm512_setzero_ps(); }
 INLINE vf vf_set1(float x) { return _mm512_set1_ps(x); }
 INLINE vf vf_load(const float *p) { return _mm512_loadu_ps(p); }
 INLINE void vf_store(float *p, vf a) { _mm512_storeu_ps(p, a); }
+INLINE vf vf_add(vf a, vf b) { return _mm512_add_ps(a, b); }
 INLINE vf vf_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
 INLINE vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
+
+/* Widens LANES words of two bf16 each: low halves and high halves. */
+INLINE void load_pair(const uint16_t *words, vf *low, vf *high)
+{
+    __m512i w = _mm512_loadu_si512(words);
+    *low = _mm512_castsi512_ps(_mm512_slli_epi32(w, 16));
+    *high = _mm512_castsi512_ps(_mm512_and_si512(w, _mm512_set1_epi32((int)0xffff0000)));
+}
 
 typedef struct { __m512i v[2]; } halves; /* 64 bf16 */
 

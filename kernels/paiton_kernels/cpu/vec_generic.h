@@ -7,7 +7,7 @@
 #define X_BYTES 4    /* bytes per packed element */
 #define FP8_FACTOR 1.0f
 #define PANEL_ROWS 2
-#define PV_VECTORS 2
+#define ROW_TILE 4 /* query rows that attention keeps in registers */
 #define PREFETCH(address) __builtin_prefetch(address)
 
 typedef float vf __attribute__((vector_size(16)));
@@ -22,8 +22,15 @@ INLINE void vf_store(float *p, vf a)
     for (int i = 0; i < LANES; i++) p[i] = a[i];
 }
 
+INLINE vf vf_add(vf a, vf b) { return a + b; }
 INLINE vf vf_mul(vf a, vf b) { return a * b; }
 INLINE vf vf_fma(vf a, vf b, vf c) { return a * b + c; } /* rounded twice: baseline x86-64 has no FMA */
+
+/* Widens LANES words of two bf16 each: low halves and high halves. */
+INLINE void load_pair(const uint16_t *words, vf *low, vf *high)
+{
+    for (int i = 0; i < LANES; i++) (*low)[i] = bf16_to_f32(words[2 * i]), (*high)[i] = bf16_to_f32(words[2 * i + 1]);
+}
 
 INLINE block block_load(const void *p)
 {

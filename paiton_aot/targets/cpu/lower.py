@@ -186,7 +186,7 @@ class Lowering:
             "positions": Io("positions"),
             **self._cache(layer, Access.WRITE),
         }
-        macros = {
+        macros: dict[str, str | int] = {
             "EPILOGUE": "ROPE",
             "Q_HEADS": shape.q_heads,
             "KV_HEADS": shape.kv_heads,
@@ -215,7 +215,7 @@ class Lowering:
     def _head(self, norm: RmsNorm, op: Linear) -> None:
         share = self.shape.vocab_share
         source = _Input(self._x(Access.READ), norm.weight, gather=True)
-        references = {"out": self._logits(Access.WRITE), "out_col": RankTimes(share)}
+        references: dict[str, Reference] = {"out": self._logits(Access.WRITE), "out_col": RankTimes(share)}
         constants = {"out_stride": self.shape.logits_stride}
         self._linear(op, source, {"EPILOGUE": "STORE"}, references, constants)
 
@@ -241,13 +241,15 @@ class Lowering:
         bound |= {"counts": Io("counts"), "weight": Weight(op.weight), "worker_scratch": WorkerScratch()}
         if weight.scale:
             bound["scale"] = Weight(weight.scale)
-        shapes = {"N": weight.shape[0], "ROW_STRIDE": weight.row_stride, "WEIGHT": _WEIGHT_MACRO[weight.dtype]}
+        shapes: dict[str, str | int] = {
+            "N": weight.shape[0],
+            "ROW_STRIDE": weight.row_stride,
+            "WEIGHT": _WEIGHT_MACRO[weight.dtype],
+        }
         variant = LINEAR.variant(FORM=form, **common, **shapes, **macros)
         self._emit(variant, bound, {"eps": self.shape.eps, **constants}, op.layer)
 
-    def _pack(
-        self, op: Linear, source: _Input, macros: Mapping[str, str | int], rows: int
-    ) -> dict[str, Reference]:
+    def _pack(self, op: Linear, source: _Input, macros: Mapping[str, str | int], rows: int) -> dict[str, Reference]:
         """Emits the packing of a linear layer's input, and returns the references to what it leaves."""
         packed = Scratch("packed", rows * align_up(int(macros["K"]), 64) * 4, Access.WRITE)
         scales = Scratch("packed_scale", rows * 4, Access.WRITE)

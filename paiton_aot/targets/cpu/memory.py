@@ -61,6 +61,7 @@ class Shape:
 
     @property
     def kv_block_bytes(self) -> int:
+        """Bytes of one KV block: all layers."""
         return self.layers * self.kv_layer_bytes
 
     @property
@@ -75,10 +76,12 @@ class Shape:
 
     @property
     def logits_stride(self) -> int:
+        """Elements from one row of logits to the next: the padded vocabulary."""
         return self.vocab_share * self.tp
 
     @property
     def comm_bytes(self) -> int:
+        """Bytes of the comm region."""
         return self.logits_offset + self.max_requests * self.logits_stride * 4
 
 

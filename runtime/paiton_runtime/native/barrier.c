@@ -12,9 +12,11 @@
 /* The kernel takes the futex word as a plain 32-bit integer. */
 _Static_assert(sizeof(_Atomic uint32_t) == sizeof(uint32_t), "atomics must be lock-free words");
 
-/* How often a waiter that has spun in vain offers its processor to the others before it sleeps. Where threads outnumber
- * processors this is what makes barriers bearable: 3 threads on 2 processors, 6-14 us a barrier instead of 50. */
-#define YIELDS 16u
+/* How often a waiter that has spun in vain offers its processor to the others before it sleeps: about 20 us where nobody
+ * wants it, which covers the unevenness of a launch. Where two threads of a team share a processor, because there are
+ * too few or because the scheduler put them there, yielding is what makes barriers bearable: 1 us each, instead of the
+ * whole spin or of two switches through a futex (50 us). */
+#define YIELDS 64u
 
 static void pause_once(void) { __builtin_ia32_pause(); }
 

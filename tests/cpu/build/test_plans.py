@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -78,7 +79,7 @@ def test_values_that_live_together_share_no_bytes(tokens: int) -> None:
     for draft in drafts:
         used = sorted({r.value for r in draft.references.values() if isinstance(r, Scratch)} | {"x"})
         spans = sorted((offsets[value], offsets[value] + sizes[value]) for value in used)
-        assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False)), used
+        assert all(end <= start for (_, end), (start, _) in pairwise(spans)), used
         assert spans[-1][1] <= total
 
 
@@ -90,7 +91,15 @@ def test_scratch_is_reused() -> None:
 
 
 def test_buckets_are_powers_of_two_with_few_or_all_requests() -> None:
-    assert [(b.tokens, b.requests) for b in buckets(32)][:7] == [(1, 1), (2, 2), (4, 4), (8, 8), (16, 8), (16, 16), (32, 8)]
+    assert [(b.tokens, b.requests) for b in buckets(32)][:7] == [
+        (1, 1),
+        (2, 2),
+        (4, 4),
+        (8, 8),
+        (16, 8),
+        (16, 16),
+        (32, 8),
+    ]
     assert max(b.tokens for b in buckets(4)) == 512
     assert {b.requests for b in buckets(4)} == {1, 2, 4}
 

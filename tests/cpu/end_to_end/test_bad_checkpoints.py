@@ -38,7 +38,9 @@ def _edit_config(folder: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def _expect(folder: Path, capsys: pytest.CaptureFixture[str], code: int, *words: str, flags: tuple[str, ...] = ()) -> None:
+def _expect(
+    folder: Path, capsys: pytest.CaptureFixture[str], code: int, *words: str, flags: tuple[str, ...] = ()
+) -> None:
     """Builds, and checks the exit code, the one line on stderr and that nothing else happened."""
     output = folder.parent / "out" / "bundle"
     assert main([str(folder), "-o", str(output), *flags]) == code
@@ -146,11 +148,12 @@ def test_output_that_exists(checkpoint: Path, tmp_path: Path, capsys: pytest.Cap
     assert (precious / "thesis.txt").exists()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
 def test_full_disk(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = tmp_path / "small"
     small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(small)], check=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(small)], check=False)
+    if mounted.returncode:
+        pytest.skip("mounting a small file system needs privileges that this process lacks")
     try:
         assert main([str(tiny_checkpoint), "-o", str(small / "bundle")]) == 7
         error = capsys.readouterr().err

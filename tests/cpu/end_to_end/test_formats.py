@@ -43,7 +43,7 @@ def _transformers(path: Path) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("tied", [False, True])
-def test_unquantised_checkpoints(dtype: torch.dtype, tied: bool, tmp_path: Path) -> None:  # noqa: FBT001
+def test_unquantised_checkpoints(dtype: torch.dtype, tied: bool, tmp_path: Path) -> None:
     source = tiny_llama(tmp_path / "hf", dtype=dtype, tied=tied)
     bundle = _build(source, tmp_path / "bundle", "--weights", "bf16")
     assert _error(bundle, _transformers(source)) < UNROUNDED
@@ -81,7 +81,7 @@ def test_quantised_by_the_build(head: str, tmp_path: Path) -> None:
 
 
 def test_static_fp8_checkpoint(tmp_path: Path) -> None:
-    """transformers is no reference for this format: the test dequantises itself and lets it compute in float32."""
+    """No library is a reference for this format: the test dequantises itself and lets it compute in float32."""
     source = tiny_llama(tmp_path / "hf", fp8_static=True)
     plain = tiny_llama(tmp_path / "plain", dtype=torch.float32)
     tensors = dequantize_static(load_tensors(source))
@@ -91,7 +91,7 @@ def test_static_fp8_checkpoint(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fp8_static", [False, True])
 @pytest.mark.parametrize("flags", [("--act", "fp8"), ("--kv", "fp8"), ("--act", "fp8", "--kv", "fp8")])
-def test_fp8_activations_and_cache(flags: tuple[str, ...], fp8_static: bool, tmp_path: Path) -> None:  # noqa: FBT001
+def test_fp8_activations_and_cache(flags: tuple[str, ...], fp8_static: bool, tmp_path: Path) -> None:
     source = tiny_llama(tmp_path / "hf", fp8_static=fp8_static)
     bundle = _build(source, tmp_path / "bundle", *flags)
     facts = read_bundle(bundle).manifest["model"]

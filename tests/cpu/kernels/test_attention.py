@@ -9,7 +9,7 @@ import pytest
 
 from paiton_kernels import FAMILIES, Variant
 from paiton_kernels.attention import attention
-from paiton_kernels.linear import kv_slots
+from paiton_kernels.linear import kv_slots, kv_tiles
 from paiton_kernels.numeric_formats import bf16_bits, bf16_values, e4m3_values
 from tests.cpu.kernels.harness import Array, Level
 from tests.numerics import assert_close, assert_same_bits
@@ -45,13 +45,14 @@ class Case:
 
     def _fill_cache(self) -> Array:
         """Lays the history out in blocks; what no token may see is NaN."""
-        cache = np.full((self.block_tables.size, 2, self.kv_heads, 16, self.head_dim), -1, np.int64).astype(self.k.dtype)
+        shape = (2, self.block_tables.size, self.kv_heads, 16, self.head_dim)
+        cache = np.full(shape, -1, np.int64).astype(self.k.dtype)
         for request, (start, tokens) in enumerate(self.chunks):
             positions = np.arange(start + tokens, dtype=np.int32)
             blocks, places = kv_slots(positions, np.full_like(positions, request), self.block_tables)
-            cache[blocks, 0, :, places] = self.k[request, : len(positions)]
-            cache[blocks, 1, :, places] = self.v[request, : len(positions)]
-        return cache
+            cache[0, blocks, :, places] = self.k[request, : len(positions)]
+            cache[1, blocks, :, places] = self.v[request, : len(positions)]
+        return np.stack(kv_tiles(cache[0], cache[1]), axis=1)
 
     @property
     def variant(self) -> Variant:

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from paiton_kernels import FAMILIES, Variant
-from paiton_kernels.linear import WEIGHT_BYTES, kv_slots, linear, rotate, silu_mul
+from paiton_kernels.linear import WEIGHT_BYTES, kv_slots, kv_tiles, linear, rotate, silu_mul
 from paiton_kernels.numeric_formats import bf16_bits, bf16_values, e4m3_values, round_bf16, round_e4m3
 from paiton_kernels.pack import activations
 from paiton_kernels.rope_table import rope_table
@@ -178,17 +178,16 @@ def check_rope(case: Case, product: NDArray[np.float64], out: Array, cache: Arra
     q, k, v = np.split(heads, [q_heads, q_heads + kv_heads], axis=1)
     assert_close(bf16_values(out.view(np.uint16)), rotate(q, table).reshape(case.tokens, -1), "bf16")
     blocks, places = kv_slots(case.positions, case.request_of, case.block_tables)
-    shape = (len(cache), 2, kv_heads, 16, head_dim)
-    expected = np.zeros(shape)
-    for t in range(case.tokens):
-        expected[blocks[t], 0, :, places[t]] = rotate(k, table)[t]
-        expected[blocks[t], 1, :, places[t]] = v[t]
+    history = np.zeros((2, len(cache), kv_heads, 16, head_dim))
+    history[0, blocks, :, places] = rotate(k, table)
+    history[1, blocks, :, places] = v
+    expected = np.stack(kv_tiles(history[0], history[1]), axis=1)
     if case.kv == "FP8":
-        scales = np.array([0.02, 0.05], np.float32).astype(np.float64)[None, :, None, None, None]
-        stored = E4M3[cache[:, :-32].reshape(shape)] * scales
+        scales = np.array([0.02, 0.05], np.float32).astype(np.float64)[None, :, None, None]
+        stored = E4M3[cache[:, :-32].reshape(expected.shape)] * scales
         assert_close(stored, round_e4m3(expected / scales) * scales, "fp8")
     else:
-        assert_close(bf16_values(cache[:, :-32].copy().view(np.uint16)).reshape(shape), expected, "bf16")
+        assert_close(bf16_values(cache[:, :-32].copy().view(np.uint16)).reshape(expected.shape), expected, "bf16")
 
 
 CASES = [

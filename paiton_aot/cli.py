@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
 
 from paiton_aot import __version__
 from paiton_aot.options import LM_HEADS, PRECISIONS, TARGETS, WEIGHTS, BuildOptions
-from paiton_artifacts.errors import PaitonError, UnsupportedTargetError, UsageError
+from paiton_artifacts.command_line import CommandParser, run
+from paiton_artifacts.errors import UnsupportedTargetError, UsageError
 
-if TYPE_CHECKING:
-    from paiton_aot.build import BuildResult
-
-SUBCOMMANDS = ("plan", "verify")
 RESERVED = ("tune", "push", "eval", "gc", "ls", "diff")
 """First words that later versions give a meaning; a directory of that name is written ./NAME."""
 
@@ -34,31 +27,8 @@ exit codes: 0 done, 1 internal error, 2 usage, 3 unsupported, 4 verification fai
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code; errors become one line on stderr."""
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
-        return _run(list(sys.argv[1:] if argv is None else argv))
-    except PaitonError as error:
-        print(f"paiton-build: error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 141
-    except Exception as error:
-        if os.environ.get("PAITON_TRACEBACK"):
-            raise
-        print(
-            f"paiton-build: internal error: {type(error).__name__}: {error}; hint: set PAITON_TRACEBACK=1 to see where",
-            file=sys.stderr,
-        )
-        return 1
-
-
-def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
-    """Leaves by an exception, so that temporaries are removed."""
-    raise SystemExit(143)
+    """Runs the command and returns its exit code."""
+    return run("paiton-build", lambda: _run(list(sys.argv[1:] if argv is None else argv)))
 
 
 def _run(argv: list[str]) -> int:
@@ -70,9 +40,9 @@ def _run(argv: list[str]) -> int:
 
         return run_main(argv)
     args = _parser().parse_args(argv[1:] if word == "plan" else argv)
-    args.plan_only |= word == "plan"
-    if not args.plan_only and args.output is None:
+    if not (args.plan_only or word == "plan") and args.output is None:
         raise UsageError("no output was named", hint="add -o BUNDLE")
+    options = _options(args)
     try:
         from paiton_aot import build, report  # noqa: PLC0415
     except ModuleNotFoundError as error:
@@ -81,23 +51,16 @@ def _run(argv: list[str]) -> int:
         raise UsageError(
             f"paiton-build needs the Python package {error.name}", hint="pip install 'paiton-aot[build]'"
         ) from error
-    options = _options(args)
-    if args.plan_only:
+    if args.plan_only or word == "plan":
         plan = report.plan(args.model, options)
         print(json.dumps(plan.as_json(), indent=2) if args.json else plan.as_text())
         return 0
     result = build.build(args.model, args.output, options, force=args.force, show=not args.quiet)
-    _announce(result, as_json=args.json, quiet=args.quiet)
-    return 0
-
-
-def _announce(result: BuildResult, *, as_json: bool, quiet: bool) -> None:
-    from paiton_aot import report  # noqa: PLC0415
-
-    if as_json:
+    if args.json:
         print(json.dumps(report.built(result), indent=2))
-    if not quiet:
+    if not args.quiet:
         print(report.summary(result), file=sys.stderr)
+    return 0
 
 
 def _options(args: argparse.Namespace) -> BuildOptions:
@@ -123,7 +86,7 @@ def _options(args: argparse.Namespace) -> BuildOptions:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="paiton-build",
         usage="paiton-build [plan] MODEL -o BUNDLE [options]\n       paiton-build verify BUNDLE",
         description="Turns a checkpoint into a bundle that paiton-run boots without compiling or profiling anything.",

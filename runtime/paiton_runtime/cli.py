@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
-from paiton_artifacts.errors import PaitonError, UsageError
+from paiton_artifacts.command_line import CommandParser, run
+from paiton_artifacts.errors import UsageError
 
 RESERVED = ("serve", "pull", "cache")
 """Subcommands of later versions."""
@@ -28,31 +25,8 @@ exit codes: 0 done, 1 internal error, 2 usage, 3 unsupported, 4 verification fai
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code; errors become one line on stderr."""
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
-        return _run(list(sys.argv[1:] if argv is None else argv))
-    except PaitonError as error:
-        print(f"paiton-run: error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        # Whoever read stdout has gone; the interpreter's flush at exit must not complain again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except Exception as error:
-        if os.environ.get("PAITON_TRACEBACK"):
-            raise
-        print(
-            f"paiton-run: internal error: {type(error).__name__}: {error}; hint: set PAITON_TRACEBACK=1 to see where",
-            file=sys.stderr,
-        )
-        return 1
-
-
-def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise SystemExit(143)
+    """Runs the command and returns its exit code."""
+    return run("paiton-run", lambda: _run(list(sys.argv[1:] if argv is None else argv)))
 
 
 def _run(argv: list[str]) -> int:
@@ -82,22 +56,15 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     return args
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports wrong arguments like any other error: one line, with a hint."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message, hint=f"{self.prog} --help")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = CommandParser(
         prog="paiton-run",
         description="Boots a bundle that paiton-build made, without compiling or profiling anything.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=CommandParser)
     generate = commands.add_parser("generate", help="continue a prompt", allow_abbrev=False)
     _add_bundle(generate)
     generate.add_argument("prompt", nargs="?", metavar="PROMPT", help="text, or - for standard input")

@@ -110,9 +110,9 @@ INLINE void direct_unit(enum source source, const uint8_t *w, int64_t stride, co
 {
     float out[LANES];
     for (int64_t t0 = 0, tokens; t0 < count; t0 += tokens) {
-        int64_t left = count - t0;
-        tokens = left > 4 ? DIRECT_TOKENS : left >= 3 ? 4 : left;
-        int64_t rows = LANES / tokens;
+        const int64_t left = count - t0;
+        tokens = left > 4 ? DIRECT_TOKENS : left > 2 ? 4 : left;
+        const int64_t rows = LANES / tokens;
         for (int64_t r0 = 0; r0 < UNIT; r0 += rows) {
             direct_tile(source, tokens, w + r0 * stride, stride, x + t0 * x_stride, x_stride, left - 1, k, out);
             for (int64_t t = 0; t < min_i64(tokens, left); t++)
@@ -121,7 +121,7 @@ INLINE void direct_unit(enum source source, const uint8_t *w, int64_t stride, co
     }
 }
 
-/* Converts UNIT weight rows into a panel. */
+/* Converts UNIT weight rows into a panel, and asks for the rows after them. */
 INLINE void fill_panel(enum source source, const uint8_t *w, int64_t stride, int64_t k, uint8_t *panel)
 {
     const int64_t bytes = source_bytes(source), panel_stride = packed_bytes(k), whole = k / DOT_BLOCK;
@@ -129,8 +129,11 @@ INLINE void fill_panel(enum source source, const uint8_t *w, int64_t stride, int
     for (int64_t r = 0; r < UNIT; r++) {
         const uint8_t *row = w + r * stride;
         uint8_t *to = panel + r * panel_stride;
-        for (int64_t b = 0; b < whole; b++, to += DOT_BLOCK * X_BYTES)
-            block_store(to, block_of(source, row + b * DOT_BLOCK * bytes));
+        for (int64_t b = 0; b < whole; b++, to += DOT_BLOCK * X_BYTES) {
+            const uint8_t *at = row + b * DOT_BLOCK * bytes;
+            PREFETCH(at + UNIT * stride);
+            block_store(to, block_of(source, at));
+        }
         if (k % DOT_BLOCK) {
             copy_tail(tail, row + whole * DOT_BLOCK * bytes, k % DOT_BLOCK * bytes);
             block_store(to, block_of(source, tail));
@@ -138,7 +141,7 @@ INLINE void fill_panel(enum source source, const uint8_t *w, int64_t stride, int
     }
 }
 
-/* y[t * y_stride + r] for UNIT panel rows and up to PANEL_TOKENS activation rows. */
+/* y[t * y_stride + r] = panel row r (of UNIT) times activation row t (of `count`, at most PANEL_TOKENS). */
 INLINE void panel_unit(const uint8_t *panel, const uint8_t *x, int64_t x_stride, int64_t count, int64_t k, float *y,
                        int64_t y_stride)
 {

@@ -106,6 +106,7 @@ INLINE void epilogue(const struct linear_args *a, const struct linear_params p, 
 INLINE void linear_decode(const struct linear_args *a, uint32_t worker, uint32_t workers, const struct linear_params p)
 {
     const int64_t count = a->counts[p.GATHER ? 2 : 0], units = unit_count(p), x_stride = packed_bytes(p.K);
+    const enum source source = (enum source)p.WEIGHT;
     const uint8_t *weight = a->weight;
     uint8_t *x = (uint8_t *)a->worker_scratch + worker * a->worker_scratch_stride;
     float *row_scratch = (float *)(x + MAX_DECODE * x_stride);
@@ -117,11 +118,9 @@ INLINE void linear_decode(const struct linear_args *a, uint32_t worker, uint32_t
                                 a->norm_weight, a->eps, a->input_scale, x + t * x_stride, row_scratch);
         for (int64_t unit = split(units, worker, workers); unit < split(units, worker + 1, workers); unit++) {
             struct unit_rows rows = rows_of(p, unit);
-            enum source source = (enum source)p.WEIGHT;
-            direct_unit(source, weight + rows.low * p.ROW_STRIDE, p.ROW_STRIDE, x, x_stride, batch, p.K, y[0], 2 * UNIT);
-            if (is_paired(p))
-                direct_unit(source, weight + rows.high * p.ROW_STRIDE, p.ROW_STRIDE, x, x_stride, batch, p.K,
-                            y[0] + UNIT, 2 * UNIT);
+            const uint8_t *low = weight + rows.low * p.ROW_STRIDE, *high = weight + rows.high * p.ROW_STRIDE;
+            direct_unit(source, low, p.ROW_STRIDE, x, x_stride, batch, p.K, y[0], 2 * UNIT);
+            if (is_paired(p)) direct_unit(source, high, p.ROW_STRIDE, x, x_stride, batch, p.K, y[0] + UNIT, 2 * UNIT);
             for (int64_t t = 0; t < batch; t++) epilogue(a, p, unit, t0 + t, y[t], scale[t]);
         }
     }

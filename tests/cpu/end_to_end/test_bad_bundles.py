@@ -30,7 +30,9 @@ def _flip(path: Path, offset: int) -> None:
     path.write_bytes(data)
 
 
-def _expect(bundle: Path, capsys: pytest.CaptureFixture[str], code: int, *words: str, command: str = "generate") -> None:
+def _expect(
+    bundle: Path, capsys: pytest.CaptureFixture[str], code: int, *words: str, command: str = "generate"
+) -> None:
     arguments = [str(bundle), "Hello"] if command == "generate" else [str(bundle)]
     assert main([command, *arguments]) == code
     captured = capsys.readouterr()

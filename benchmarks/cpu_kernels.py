@@ -42,7 +42,11 @@ def compile_driver(folder: Path) -> ctypes.CDLL:
     """Compiles cpu_kernels.c."""
     library = folder / "cpu_kernels.so"
     folder.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": str(folder / "zig"), "ZIG_LOCAL_CACHE_DIR": str(folder / "zig")}
+    environment = {
+        **os.environ,
+        "ZIG_GLOBAL_CACHE_DIR": str(folder / "zig"),
+        "ZIG_LOCAL_CACHE_DIR": str(folder / "zig"),
+    }
     target = ["-target", "x86_64-linux-gnu.2.17", "-mcpu=x86_64_v3"]
     flags = ["-O3", "-shared", "-fPIC", "-nostdlib", "-ffreestanding", *target]
     source = Path(__file__).with_suffix(".c")
@@ -75,7 +79,7 @@ class Bench:
 
     def __init__(self, driver: ctypes.CDLL, level: str, threads: int, variants: list[Variant]) -> None:
         self._driver = driver
-        self._threads = threads
+        self.threads = threads
         handle = os.memfd_create(level)  # stays open: the loader knows libraries by path
         os.write(handle, compile_level(level, variants, WORK / "kernels"))
         self._library = ctypes.CDLL(f"/proc/self/fd/{handle}")
@@ -95,7 +99,10 @@ class Bench:
         packed = b""
         scratch = variant.worker_scratch_bytes(512)
         for launch in values:
-            own = {"worker_scratch": self.place(np.zeros(scratch * self._threads, np.uint8)), "worker_scratch_stride": scratch}
+            own = {
+                "worker_scratch": self.place(np.zeros(scratch * self.threads, np.uint8)),
+                "worker_scratch_stride": scratch,
+            }
             fixed = {name: own[name] for name in own if any(arg.name == name for arg in variant.spec.args)}
             for name, value in launch.items():
                 if isinstance(value, np.ndarray):
@@ -109,10 +116,10 @@ class Bench:
 
         def work(worker: int, rounds: int) -> None:
             sizes = (ctypes.c_uint64(size), ctypes.c_uint64(count), ctypes.c_uint64(rounds))
-            workers = (ctypes.c_uint32(worker), ctypes.c_uint32(self._threads))
+            workers = (ctypes.c_uint32(worker), ctypes.c_uint32(self.threads))
             self._driver.call_all(function, packed, *sizes, *workers)
 
-        result = seconds(self._threads, work)
+        result = seconds(self.threads, work)
         self._keep.clear()
         return result
 
@@ -138,7 +145,7 @@ def linear_values(variant: Variant, tokens: int, layers: int) -> list[dict[str, 
     norm = variant.macros["INPUT"] == "NORM"
     x = rng.standard_normal((tokens, k))
     shared: dict[str, Any] = {
-        **{name: value for name, value in step_values(tokens).items()},
+        **step_values(tokens),
         "x": x.astype(np.float32) if norm else bf16_bits(x),
         "rows": np.arange(tokens, dtype=np.int32),
         "norm_weight": bf16_bits(np.ones(k)),
@@ -150,7 +157,11 @@ def linear_values(variant: Variant, tokens: int, layers: int) -> list[dict[str, 
         "out_stride": n,
         "rope": np.ones((tokens, 64), np.float32),
     }
-    return [{**shared, "weight": rng.integers(0, 126, n * stride, np.uint8)} for _ in range(layers)]
+    if variant.macros["WEIGHT"] == "BF16":
+        stored = [bf16_bits(rng.standard_normal((n, stride // 2))) for _ in range(layers)]
+    else:
+        stored = [rng.integers(0, 126, (n, stride), np.uint8) for _ in range(layers)]
+    return [{**shared, "weight": weight} for weight in stored]
 
 
 def attention_values(tokens: int, position: int) -> list[dict[str, Any]]:
@@ -168,7 +179,7 @@ def variants(weight: str) -> dict[str, Variant]:
         for name, shape in LINEARS.items()
         for form in ("DECODE", "PREFILL")
     }
-    head = {"N": 49152, "K": 576, "INPUT": "NORM", "GATHER": 1, "EPILOGUE": "STORE", "FORM": "DECODE"}
+    head: dict[str, Any] = {"N": 49152, "K": 576, "INPUT": "NORM", "GATHER": 1, "EPILOGUE": "STORE", "FORM": "DECODE"}
     for kind, bytes_each in (("BF16", 2), ("INT8", 1)):
         result[f"head {kind.lower()} decode"] = linear.variant(**head, WEIGHT=kind, ROW_STRIDE=576 * bytes_each)
     result["attention"] = FAMILIES["attention"].variant(**HEADS)
@@ -194,10 +205,18 @@ def peak_gflops(driver: ctypes.CDLL, level: str, threads: int) -> float | None:
         return None
     name, flops = peak
     loops = 100_000
-    return loops * flops * threads / seconds(threads, lambda _w, rounds: driver[name](ctypes.c_uint64(loops * rounds))) / 1e9
+    return (
+        loops
+        * flops
+        * threads
+        / seconds(threads, lambda _w, rounds: driver[name](ctypes.c_uint64(loops * rounds)))
+        / 1e9
+    )
 
 
-def measure_decode(bench: Bench, driver: ctypes.CDLL, kernels: dict[str, Variant], rows: tuple[int, ...]) -> dict[str, Any]:
+def measure_decode(
+    bench: Bench, driver: ctypes.CDLL, kernels: dict[str, Variant], rows: tuple[int, ...]
+) -> dict[str, Any]:
     """Decode: GB/s of weights, and the share of what plain reading of as many bytes reaches."""
     result: dict[str, Any] = {}
     for name, variant in kernels.items():
@@ -205,11 +224,13 @@ def measure_decode(bench: Bench, driver: ctypes.CDLL, kernels: dict[str, Variant
             continue
         layers = 1 if name.startswith("head") else LAYERS
         size = layers * int(variant.macros["N"]) * int(variant.macros["ROW_STRIDE"])
-        limit = read_bandwidth(driver, size, bench._threads)
+        limit = read_bandwidth(driver, size, bench.threads)
         for tokens in rows:
             rate = size / bench.time(variant, linear_values(variant, tokens, layers)) / 1e9
             result[f"{name} x{tokens}"] = {"GB/s": round(rate, 2), "of reading": round(rate / limit, 3)}
-            print(f"  {name} x{tokens}: {rate:.1f} GB/s, reading {limit:.1f}, ratio {rate / limit:.2f}", file=sys.stderr)
+            print(
+                f"  {name} x{tokens}: {rate:.1f} GB/s, reading {limit:.1f}, ratio {rate / limit:.2f}", file=sys.stderr
+            )
     return result
 
 
@@ -232,8 +253,14 @@ def measure_attention(bench: Bench, variant: Variant) -> dict[str, Any]:
     for tokens, position in ((1, 255), (1, 2047), (512, 0), (512, 1536)):
         took = bench.time(variant, attention_values(tokens, position)) / LAYERS
         flops = 4.0 * 9 * 64 * sum(range(position + 1, position + tokens + 1))
-        result[f"{tokens} tokens from {position}"] = {"us": round(took * 1e6, 1), "GFLOPS": round(flops / took / 1e9, 1)}
-        print(f"  attention {tokens} from {position}: {took * 1e6:.1f} us, {flops / took / 1e9:.1f} GFLOPS", file=sys.stderr)
+        result[f"{tokens} tokens from {position}"] = {
+            "us": round(took * 1e6, 1),
+            "GFLOPS": round(flops / took / 1e9, 1),
+        }
+        print(
+            f"  attention {tokens} from {position}: {took * 1e6:.1f} us, {flops / took / 1e9:.1f} GFLOPS",
+            file=sys.stderr,
+        )
     return result
 
 

@@ -49,4 +49,6 @@ def assert_same_bits(actual: NDArray[np.generic], expected: NDArray[np.generic])
     wrong = np.argwhere(x != y)
     if len(wrong):
         place = tuple(int(i) for i in wrong[0])
-        raise AssertionError(f"{len(wrong)} of {x.size} differ, first at {place}: {actual[place]} and {expected[place]}")
+        raise AssertionError(
+            f"{len(wrong)} of {x.size} differ, first at {place}: {actual[place]} and {expected[place]}"
+        )

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from paiton_kernels.pack import INPUT_ARGS, INPUT_MACROS, check_input, input_name, input_scratch
 from paiton_kernels.spec import (
-    KV_BLOCK_TOKENS,
     COUNTS,
+    KV_BLOCK_TOKENS,
     KV_CACHE,
     PACKED_ELEMENT_BYTES,
     PAGING,
@@ -43,7 +43,14 @@ def _name(macros: Mapping[str, Value]) -> str:
     if epilogue == "rope":
         epilogue += f"_q{macros['Q_HEADS']}_kv{macros['KV_HEADS']}_d{macros['HEAD_DIM']}"
         epilogue += "_kvfp8" if macros["KV"] == "FP8" else ""
-    parts = (weight.lower(), f"n{macros['N']}", f"k{k}{stride}", input_name(macros), epilogue, str(macros["FORM"]).lower())
+    parts = (
+        weight.lower(),
+        f"n{macros['N']}",
+        f"k{k}{stride}",
+        input_name(macros),
+        epilogue,
+        str(macros["FORM"]).lower(),
+    )
     return "_".join(parts)
 
 
@@ -148,9 +155,7 @@ def kv_slots(
     return block_tables[request_of, positions // KV_BLOCK_TOKENS], positions % KV_BLOCK_TOKENS
 
 
-def kv_tiles(
-    k: NDArray[np.generic], v: NDArray[np.generic]
-) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
+def kv_tiles(k: NDArray[np.generic], v: NDArray[np.generic]) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
     """Lays K and V out as the cache holds them (cpu/kv_layout.h).
 
     Args:

@@ -1,9 +1,9 @@
 """``sample``: the next token of every logits row.
 
-Order of operations: temperature; keep the `top_k` most probable tokens; of those, keep the smallest set of most probable
-tokens whose share of the remaining mass reaches `top_p`, at least one; draw. Equal logits rank by lower token id. The
-draw walks the kept tokens by id and takes the first whose running mass exceeds u times the kept mass, with u the
-53-bit uniform of Philox4x32-10 (Salmon et al., SC'11), key = seed, counter = draw.
+Order of operations: temperature; keep the `top_k` most probable tokens; of those, keep the smallest set of most
+probable tokens whose share of the remaining mass reaches `top_p`, at least one; draw. Equal logits rank by lower
+token id. The draw walks the kept tokens by id and takes the first whose running mass exceeds u times the kept mass,
+with u the 53-bit uniform of Philox4x32-10 (Salmon et al., SC'11), key = seed, counter = draw.
 """
 
 from __future__ import annotations

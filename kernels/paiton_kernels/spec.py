@@ -209,7 +209,9 @@ class Variant:
         fields = []
         for macro in self.spec.macros:
             value = self.macros[macro.name]
-            fields.append(f".{macro.name} = " + (f"{family}_{macro.name}_{value}".upper() if macro.choices else f"{value}"))
+            fields.append(
+                f".{macro.name} = " + (f"{family}_{macro.name}_{value}".upper() if macro.choices else f"{value}")
+            )
         return (
             f"KERNEL void {self.symbol}(const struct {family}_args *a, uint32_t worker, uint32_t workers) {{\n"
             f"    const struct {family}_params p = {{{', '.join(fields)}}};\n"
@@ -227,7 +229,9 @@ PAGING = (
     Arg("block_table_stride", "i64", "columns of block_tables"),
 )
 KV_CACHE = (
-    Arg("kv", "void*", "this layer's part of KV block 0: KV_HEADS tiles of K, then of V (cpu/kv_layout.h); bf16 or e4m3"),
+    Arg(
+        "kv", "void*", "this layer's part of KV block 0: KV_HEADS tiles of K, then of V (cpu/kv_layout.h); bf16 or e4m3"
+    ),
     Arg("kv_block_stride", "i64", "bytes from one KV block to the next"),
     Arg("k_scale", "f32*", "f32[1]: what a stored K is multiplied by (KV=FP8)"),
     Arg("v_scale", "f32*", "f32[1]: what a stored V is multiplied by (KV=FP8)"),

@@ -13,7 +13,7 @@
 struct attention_scratch {
     float *queries;                  /* rows x head_dim, times the softmax scale */
     float *sums;                     /* rows x head_dim */
-    float *keys, *values;            /* a tile widened to f32 (KV=FP8): low halves of 16 words, then their high halves */
+    float *keys, *values;            /* a tile widened to f32 (KV=FP8): 16 words' low halves, then high ones */
     float *scores;                   /* rows x 16 */
     float *largest, *total, *shrink; /* rows: running maximum, sum of exponentials, factor for what was summed before */
     int32_t *visible;                /* rows: positions of the current block that the row attends */
@@ -56,7 +56,8 @@ INLINE void load_words(const int is_fp8, const void *tile, int64_t word, vf *low
 }
 
 /* Scores of `rows` query rows against the 16 keys of a tile. */
-INLINE void score_rows(const int rows, const int is_fp8, const void *keys, const float *queries, int64_t d, float *scores)
+INLINE void score_rows(const int rows, const int is_fp8, const void *keys, const float *queries, int64_t d,
+                       float *scores)
 {
     for (int64_t at = 0; at < KV_BLOCK; at += LANES) {
         vf even[ROW_TILE], odd[ROW_TILE];
@@ -108,8 +109,8 @@ INLINE void weigh_rows(const int rows, const int is_fp8, const void *values, con
     else if ((left) == 2) { enum { ROWS = 2 }; body; taken = ROWS; }                                                  \
     else { enum { ROWS = 1 }; body; taken = ROWS; }
 
-SHARED void score_tile(const struct attention_scratch *s, const int is_fp8, const void *keys, int64_t first, int64_t rows,
-                       int64_t d)
+SHARED void score_tile(const struct attention_scratch *s, const int is_fp8, const void *keys, int64_t first,
+                       int64_t rows, int64_t d)
 {
     for (int64_t r = first, taken; r < rows; r += taken) {
         const float *queries = s->queries + r * d;
@@ -122,8 +123,8 @@ SHARED void score_tile(const struct attention_scratch *s, const int is_fp8, cons
     }
 }
 
-SHARED void weigh_tile(const struct attention_scratch *s, const int is_fp8, const void *values, int64_t first, int64_t rows,
-                       int64_t d)
+SHARED void weigh_tile(const struct attention_scratch *s, const int is_fp8, const void *values, int64_t first,
+                       int64_t rows, int64_t d)
 {
     for (int64_t r = first, taken; r < rows; r += taken) {
         const float *weights = s->scores + r * KV_BLOCK, *shrink = s->shrink + r;
@@ -172,7 +173,7 @@ INLINE void prefetch_tile(const uint8_t *tile, int64_t bytes)
     for (int64_t i = 0; i < bytes; i += 64) PREFETCH(tile + i);
 }
 
-/* Attention of `tokens` consecutive tokens of one request, for `heads` query heads from `head` on, all of one KV head. */
+/* Attention of `tokens` consecutive tokens of one request, for `heads` query heads of one KV head, from `head` on. */
 INLINE void attend(const struct attention_args *a, const struct attention_params p, const struct attention_scratch *s,
                    int64_t token, int64_t tokens, int64_t head, int64_t heads)
 {
@@ -215,15 +216,15 @@ INLINE void attend(const struct attention_args *a, const struct attention_params
 }
 
 /* Few tokens: heads in a row, cut where each worker has its share of the positions to read. */
-INLINE void attend_few(const struct attention_args *a, const struct attention_params p, const struct attention_scratch *s,
-                       uint32_t worker, uint32_t workers)
+INLINE void attend_few(const struct attention_args *a, const struct attention_params p,
+                       const struct attention_scratch *s, uint32_t worker, uint32_t workers)
 {
     const int64_t group = p.Q_HEADS / p.KV_HEADS;
     int64_t cost = 0, before = 0;
     for (int64_t t = 0; t < a->counts[0]; t++) cost += (a->positions[t] + KV_BLOCK) * p.Q_HEADS;
     const int64_t from = split(cost, worker, workers), to = split(cost, worker + 1, workers);
     for (int64_t t = 0; t < a->counts[0]; t++) {
-        int64_t each = a->positions[t] + KV_BLOCK;
+        const int64_t each = a->positions[t] + KV_BLOCK;
         /* A head is the worker's if its first unit of cost is. */
         int64_t head = min_i64(max_i64((from - before + each - 1) / each, 0), p.Q_HEADS);
         int64_t end = min_i64(max_i64((to - before + each - 1) / each, 0), p.Q_HEADS);
@@ -246,7 +247,8 @@ INLINE void attend_many(const struct attention_args *a, const struct attention_p
         int64_t t = item / p.KV_HEADS * chunk, end = min_i64(t + chunk, count), head = item % p.KV_HEADS * group;
         while (t < end) {
             int64_t n = 1;
-            while (t + n < end && a->request_of[t + n] == a->request_of[t] && a->positions[t + n] > a->positions[t + n - 1])
+            while (t + n < end && a->request_of[t + n] == a->request_of[t] &&
+                   a->positions[t + n] > a->positions[t + n - 1])
                 n++;
             attend(a, p, s, t, n, head, group);
             t += n;
@@ -254,7 +256,8 @@ INLINE void attend_many(const struct attention_args *a, const struct attention_p
     }
 }
 
-INLINE void attention(const struct attention_args *a, uint32_t worker, uint32_t workers, const struct attention_params p)
+INLINE void attention(const struct attention_args *a, uint32_t worker, uint32_t workers,
+                      const struct attention_params p)
 {
     const int64_t rows = round_up(max_i64(ITEM_ROWS, p.Q_HEADS / p.KV_HEADS), 4);
     const struct attention_scratch s =

@@ -32,13 +32,44 @@ _MCPU = {
     "x86-64-v4-bf16-vbmi": "x86_64_v4+avx512vbmi+avx512bf16",
 }
 
+_VECTORS = {
+    "generic": "vec_generic.h",
+    "x86-64-v3": "vec_avx2.h",
+    "x86-64-v4-vbmi": "vec_avx512.h",
+    "x86-64-v4-bf16-vbmi": "vec_bf16.h",
+}
+
 _FLAGS = (
-    "-std=c11 -O3 -g0 -target x86_64-linux-gnu.2.17 -fPIC -shared -ffreestanding -nostdlib -nostdinc++ "
-    "-ffp-contract=off -fno-math-errno -fno-strict-aliasing -fvisibility=hidden -fno-sanitize=all "
-    "-fno-stack-protector -fno-asynchronous-unwind-tables -fno-unwind-tables -ffunction-sections -fdata-sections "
-    "-mprefer-vector-width=512 -Wall -Wextra -Werror "
-    "-Wl,--build-id=none -Wl,-s -Wl,--gc-sections -Wl,-z,noexecstack -Wl,-z,relro -Wl,-z,now"
-).split()
+    "-std=c11",
+    "-O3",
+    "-g0",  # debug information would hold the installation's path
+    "-target",
+    "x86_64-linux-gnu.2.17",
+    "-fPIC",
+    "-shared",
+    "-ffreestanding",
+    "-nostdlib",
+    "-ffp-contract=off",  # products and sums fuse where the sources say so, hence alike in every form of a kernel
+    "-fno-math-errno",
+    "-fno-strict-aliasing",
+    "-fvisibility=hidden",
+    "-fno-sanitize=all",
+    "-fno-stack-protector",
+    "-fno-asynchronous-unwind-tables",
+    "-fno-unwind-tables",
+    "-ffunction-sections",
+    "-fdata-sections",
+    "-mprefer-vector-width=512",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-Wl,--build-id=none",
+    "-Wl,-s",
+    "-Wl,--gc-sections",
+    "-Wl,-z,noexecstack",
+    "-Wl,-z,relro",
+    "-Wl,-z,now",
+)
 
 COMPILER = f"ziglang {importlib.metadata.version('ziglang')}"
 """Name and version of the compiler, for the manifest."""
@@ -49,14 +80,10 @@ _SOURCES = Path(__file__).parent
 def translation_unit(level: str, variants: Sequence[Variant]) -> str:
     """Returns the C source of a level's code object: the families in use and one definition per variant."""
     specs = {variant.spec.family: variant.spec for variant in variants}
-    lines = ['#include "prelude.h"', f'#include "{_vector_header(level)}"', '#include "dots.h"']
+    lines = ['#include "prelude.h"', f'#include "{_VECTORS[level]}"', '#include "dots.h"']
     for family in sorted(specs):
         lines += [specs[family].struct_source(), f'#include "{family}.c"']
     return "\n".join([*lines, *(variant.source() for variant in sorted(variants, key=lambda v: v.symbol))])
-
-
-def _vector_header(level: str) -> str:
-    return {"generic": "vec_generic.h", "x86-64-v3": "vec_avx2.h"}.get(level, "vec_avx512.h")
 
 
 def compile_level(level: str, variants: Sequence[Variant], cache_dir: Path, timeout: float = 300.0) -> bytes:
@@ -107,7 +134,13 @@ def _run_compiler(
         (work / "kernels.c").write_text(unit, encoding="utf-8")
         command = [sys.executable, "-m", "ziglang", "cc", *flags, "kernels.c", "-o", "kernels.so"]
         result = subprocess.run(
-            command, cwd=work, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, check=False
+            command,
+            cwd=work,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=timeout,
+            check=False,
         )
         if result.returncode:
             raise CompilerError(f"compiling level {level} failed: {_first_error(result.stderr)}")
@@ -130,4 +163,4 @@ def _write_atomically(path: Path, content: bytes) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent)
     with os.fdopen(handle, "wb") as file:
         file.write(content)
-    os.replace(temporary, path)
+    Path(temporary).replace(path)

@@ -30,7 +30,47 @@ INLINE block block_of(enum source source, const uint8_t *w)
     case SOURCE_FP8: return block_fp8(w);
     case SOURCE_INT8: return block_int8(w);
     case SOURCE_BF16: return block_bf16(w);
-    default: return block_load(w);
+    default: __builtin_unreachable(); /* panels are read vector by vector */
+    }
+}
+
+#define VECTOR_BYTES ((int64_t)sizeof(element_vector))
+_Static_assert(BLOCK_VECTORS * sizeof(element_vector) == DOT_BLOCK * X_BYTES, "a block is its vectors");
+
+INLINE void block_store(uint8_t *p, block b)
+{
+    UNROLL for (int i = 0; i < BLOCK_VECTORS; i++) element_store(p + i * VECTOR_BYTES, b.v[i]);
+}
+
+/* Keeps the compiler from remembering what it loaded at this offset: it would run out of registers. */
+#define FORGET(offset) __asm__("" : "+r"(offset))
+
+/* One block of stored weights: each row is converted once and meets every activation row. */
+INLINE void block_stored(const enum source source, const int rows, const uint8_t *w, int64_t stride,
+                         const uint8_t *const *xs, int64_t at, vf *acc)
+{
+    const int tokens = LANES / rows;
+    UNROLL for (int r = 0; r < rows; r++) {
+        PREFETCH(w + (r + rows) * stride);
+        const block b = block_of(source, w + r * stride);
+        if (tokens * BLOCK_VECTORS > X_VECTORS) FORGET(at);
+        UNROLL for (int t = 0; t < tokens; t++)
+            UNROLL for (int i = 0; i < BLOCK_VECTORS; i++)
+                acc[t * rows + r] = dot(acc[t * rows + r], b.v[i], element_load(xs[t] + at + i * VECTOR_BYTES));
+    }
+}
+
+/* One block of a panel: vector by vector, so that both sides fit the registers. */
+INLINE void block_panel(const int rows, const uint8_t *w, int64_t stride, const uint8_t *const *xs, int64_t at, vf *acc)
+{
+    const int tokens = LANES / rows;
+    UNROLL for (int i = 0; i < BLOCK_VECTORS; i++) {
+        element_vector x[LANES];
+        UNROLL for (int t = 0; t < tokens; t++) x[t] = element_load(xs[t] + at + i * VECTOR_BYTES);
+        UNROLL for (int r = 0; r < rows; r++) {
+            const element_vector row = element_load(w + r * stride + i * VECTOR_BYTES);
+            UNROLL for (int t = 0; t < tokens; t++) acc[t * rows + r] = dot(acc[t * rows + r], row, x[t]);
+        }
     }
 }
 
@@ -56,14 +96,9 @@ INLINE void tile(const enum source source, const int rows, const uint8_t *w, int
     int64_t blocks = padded / DOT_BLOCK, left = padded % DOT_BLOCK, x_at = 0;
     for (;;) {
         for (int64_t b = 0; b < blocks; b++, x_at += DOT_BLOCK * X_BYTES) {
-            block xb[LANES];
-            UNROLL for (int t = 0; t < tokens; t++) xb[t] = block_load(xs[t] + x_at);
-            UNROLL for (int r = 0; r < rows; r++) {
-                const uint8_t *at = w + r * stride + b * (DOT_BLOCK * bytes);
-                if (source != SOURCE_PANEL) PREFETCH(at + rows * stride);
-                block wb = block_of(source, at);
-                UNROLL for (int t = 0; t < tokens; t++) acc[t * rows + r] = dot(acc[t * rows + r], wb, xb[t]);
-            }
+            const uint8_t *at = w + b * (DOT_BLOCK * bytes);
+            if (source == SOURCE_PANEL) block_panel(rows, at, stride, xs, x_at, acc);
+            else block_stored(source, rows, at, stride, xs, x_at, acc);
         }
         if (!left) break;
         for (int r = 0; r < rows; r++) copy_tail(tail[r], w + r * stride + blocks * DOT_BLOCK * bytes, left * bytes);

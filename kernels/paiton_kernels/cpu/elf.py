@@ -42,7 +42,8 @@ def dynamic_symbols(code: bytes) -> tuple[list[str], list[str], int]:
                 dynamic.setdefault(tag, value)
     strings, symbols = file_offset(dynamic[_DT_STRTAB]), file_offset(dynamic[_DT_SYMTAB])
     text = code[strings : strings + dynamic[_DT_STRSZ]]
-    defined, undefined = [], []
+    defined: list[str] = []
+    undefined: list[str] = []
     for index in range(1, _symbol_count(code)):
         name, _, _, section, _, _ = _SYMBOL.unpack_from(code, symbols + _SYMBOL.size * index)
         (defined if section else undefined).append(text[name : text.index(b"\0", name)].decode())

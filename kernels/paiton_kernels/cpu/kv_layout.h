@@ -1,5 +1,5 @@
-/* How a KV block lies in memory: K as [KV_HEADS][16 * HEAD_DIM] elements, then V likewise, each tile (16 positions of one
- * head) in the order that attention's vectors want. Two elements share a word, which two shifts widen to f32:
+/* How a KV block lies in memory: K as [KV_HEADS][16 * HEAD_DIM] elements, then V likewise, each tile (16 positions of
+ * one head) in the order that attention's vectors want. Two elements share a word, which two shifts widen to f32:
  *   K tile: word [column / 2][position], its halves the even and the odd column;
  *   V tile: word [position][column / 32][column % 16], its halves columns that are 16 apart.
  * Only the CPU kernels look into the cache; a tile has the same size as in any other order. */

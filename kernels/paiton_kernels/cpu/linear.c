@@ -1,5 +1,5 @@
-/* linear: out = epilogue(activations x weight^T). Workers share the weight's rows in units of 16 (ROPE, SILU: 16 pairs).
- */
+/* linear: out = epilogue(activations x weight^T). Workers share the weight's rows in units of 16 (of 16 pairs for ROPE
+ * and SILU). */
 #include "input.h"
 #include "kv_layout.h"
 

@@ -2,8 +2,8 @@
 #pragma once
 #include "formats.h"
 
-/* e^x for x <= 88; below -87 the result is 0. Error below 1.5 ulp: x = n ln2 + r, |r| <= ln2/2, a polynomial of degree 6
- * for e^r (Cephes expf's coefficients), and n added to the exponent. */
+/* e^x for x <= 88; below -87 the result is 0. Error below 1 ulp: x = n ln2 + r, |r| <= ln2/2, a polynomial of degree
+ * 6 for e^r (Cephes expf's coefficients), and n added to the exponent. */
 INLINE float exp_f32(float x)
 {
     float clamped = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
@@ -23,8 +23,8 @@ INLINE float exp_f32(float x)
     return x < -87.0f ? 0.0f : scaled;
 }
 
-/* sin and cos of x, |x| < 2^20, accurate to well below half an ulp of f32. Cody and Waite reduction by pi/2 in two parts
- * (the first has 33 bits, so that n times it is exact), then Taylor series on |r| <= pi/4 to degree 13 and 14. */
+/* sin and cos of x, |x| < 2^20, accurate to well below half an ulp of f32. Cody and Waite reduction by pi/2 in two
+ * parts (the first has 33 bits, so that n times it is exact), then Taylor series on |r| <= pi/4 to degree 13 and 14. */
 INLINE void sincos_f64(double x, double *sine, double *cosine)
 {
     const double magic = 6755399441055744.0; /* 1.5 * 2^52 */

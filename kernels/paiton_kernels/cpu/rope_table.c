@@ -1,4 +1,4 @@
-/* rope_table: cos and sin of position x frequency. Workers share the columns, so that one token occupies all of them. */
+/* rope_table: cos and sin of position x frequency. Workers share the columns: one token occupies all of them. */
 #include "mathf.h"
 
 INLINE void rope_table(const struct rope_table_args *a, uint32_t worker, uint32_t workers,

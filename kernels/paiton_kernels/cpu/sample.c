@@ -40,7 +40,8 @@ SHARED double uniform(uint64_t seed, uint64_t draw)
 
 /* The key at which the weights of all larger keys and of its own first reach `target`; `above` gets the weight of the
  * larger ones. With `mass` null every token weighs 1. */
-INLINE uint32_t threshold(const uint32_t *keys, const float *mass, int64_t vocab, double target, double *bins, double *above)
+INLINE uint32_t threshold(const uint32_t *keys, const float *mass, int64_t vocab, double target, double *bins,
+                          double *above)
 {
     uint32_t prefix = 0;
     double reached = 0.0;

@@ -10,11 +10,14 @@
 /* e4m3 codes become f16 by a shift, which divides them by 2^8; subnormals included, since vcvtph2ps handles those. */
 #define FP8_FACTOR 256.0f
 #define PANEL_ROWS 4
+#define X_VECTORS 0
 #define ROW_TILE 4
 #define PREFETCH(address) _mm_prefetch((const char *)(address), _MM_HINT_T0)
 
 typedef __m256 vf;
-typedef struct { __m256 v[4]; } block; /* elements 0 2 .. 14, 16 18 .. 30, 1 3 .. 15, 17 19 .. 31 */
+typedef vf element_vector;
+#define BLOCK_VECTORS 4
+typedef struct { element_vector v[BLOCK_VECTORS]; } block; /* elements 0 2 .. 14, 16 18 .. 30, 1 3 .. 15, 17 19 .. 31 */
 
 INLINE vf vf_zero(void) { return _mm256_setzero_ps(); }
 INLINE vf vf_set1(float x) { return _mm256_set1_ps(x); }
@@ -32,14 +35,23 @@ INLINE void load_pair(const uint16_t *words, vf *low, vf *high)
     *high = _mm256_castsi256_ps(_mm256_and_si256(w, _mm256_set1_epi32((int)0xffff0000)));
 }
 
+/* Widens 16 even and 16 odd two-byte elements. They go through memory: a load that widens needs no shuffle, and the
+ * shuffle port is what limits decoding. */
+#define WIDEN(even, odd, widen)                                                                                       \
+    ({                                                                                                                \
+        __m256i halves[2] = {even, odd};                                                                              \
+        __asm__("" : "+m"(halves));                                                                                   \
+        const __m128i *h = (const __m128i *)halves;                                                                   \
+        (block){{widen(h[0]), widen(h[1]), widen(h[2]), widen(h[3])}};                                                \
+    })
+
 INLINE block block_fp8(const uint8_t *w)
 {
     const __m256i mask = _mm256_set1_epi16((short)0xbf80);
     __m256i bytes = _mm256_loadu_si256((const __m256i *)w);
     __m256i even = _mm256_and_si256(_mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 1), mask);
     __m256i odd = _mm256_and_si256(_mm256_srai_epi16(bytes, 1), mask);
-    return (block){{_mm256_cvtph_ps(_mm256_castsi256_si128(even)), _mm256_cvtph_ps(_mm256_extracti128_si256(even, 1)),
-                    _mm256_cvtph_ps(_mm256_castsi256_si128(odd)), _mm256_cvtph_ps(_mm256_extracti128_si256(odd, 1))}};
+    return WIDEN(even, odd, _mm256_cvtph_ps);
 }
 
 INLINE __m256 int16_to_f32(__m128i x) { return _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(x)); }
@@ -48,8 +60,7 @@ INLINE block block_int8(const uint8_t *w)
 {
     __m256i bytes = _mm256_loadu_si256((const __m256i *)w);
     __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8), odd = _mm256_srai_epi16(bytes, 8);
-    return (block){{int16_to_f32(_mm256_castsi256_si128(even)), int16_to_f32(_mm256_extracti128_si256(even, 1)),
-                    int16_to_f32(_mm256_castsi256_si128(odd)), int16_to_f32(_mm256_extracti128_si256(odd, 1))}};
+    return WIDEN(even, odd, int16_to_f32);
 }
 
 INLINE block block_bf16(const uint8_t *w)
@@ -60,22 +71,9 @@ INLINE block block_bf16(const uint8_t *w)
                     _mm256_castsi256_ps(_mm256_and_si256(a, high)), _mm256_castsi256_ps(_mm256_and_si256(b, high))}};
 }
 
-INLINE block block_load(const void *p)
-{
-    const float *f = p;
-    return (block){{vf_load(f), vf_load(f + 8), vf_load(f + 16), vf_load(f + 24)}};
-}
-
-INLINE void block_store(void *p, block b)
-{
-    for (int i = 0; i < 4; i++) vf_store((float *)p + 8 * i, b.v[i]);
-}
-
-INLINE vf dot(vf acc, block w, block x)
-{
-    for (int i = 0; i < 4; i++) acc = _mm256_fmadd_ps(w.v[i], x.v[i], acc);
-    return acc;
-}
+INLINE element_vector element_load(const void *p) { return vf_load(p); }
+INLINE void element_store(void *p, element_vector v) { vf_store(p, v); }
+INLINE vf dot(vf acc, element_vector w, element_vector x) { return _mm256_fmadd_ps(w, x, acc); }
 
 /* out[i] = the sum of acc[i]'s lanes: pairs, then pairs of pairs, then the two halves. */
 INLINE void reduce(const vf acc[LANES], float *out)

@@ -1,165 +1,53 @@
-/* Vectors for AVX-512 with VBMI: 16 floats. A block is 64 elements as bf16 in the order that byte unpacking gives:
- * first the low halves of the four 16-byte groups, then the high halves. With AVX512_BF16 a block stays bf16 and is
- * multiplied by vdpbf16ps; without, it is widened to four f32 vectors (even and odd elements of each half). */
+/* AVX-512 without BF16: a block is 64 elements as four vectors of f32, in the even/odd order that two-byte lanes give
+ * for free. */
 #pragma once
-#include <immintrin.h>
-#include "formats.h"
+#include "vec_zmm.h"
 
-#define LANES 16
-#define DOT_BLOCK 64
-#define FP8_FACTOR 1.0f
-#define PANEL_ROWS 4
-#define ROW_TILE 8
-#define PREFETCH(address) _mm_prefetch((const char *)(address), _MM_HINT_T0)
-
-typedef __m512 vf;
-
-INLINE vf vf_zero(void) { return _mm512_setzero_ps(); }
-INLINE vf vf_set1(float x) { return _mm512_set1_ps(x); }
-INLINE vf vf_load(const float *p) { return _mm512_loadu_ps(p); }
-INLINE void vf_store(float *p, vf a) { _mm512_storeu_ps(p, a); }
-INLINE vf vf_add(vf a, vf b) { return _mm512_add_ps(a, b); }
-INLINE vf vf_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
-INLINE vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
-
-/* Widens LANES words of two bf16 each: low halves and high halves. */
-INLINE void load_pair(const uint16_t *words, vf *low, vf *high)
-{
-    __m512i w = _mm512_loadu_si512(words);
-    *low = _mm512_castsi512_ps(_mm512_slli_epi32(w, 16));
-    *high = _mm512_castsi512_ps(_mm512_and_si512(w, _mm512_set1_epi32((int)0xffff0000)));
-}
-
-typedef struct { __m512i v[2]; } halves; /* 64 bf16 */
-
-#ifdef __AVX512BF16__
-#define X_BYTES 2
-typedef halves block;
-INLINE block widen(halves h) { return h; }
-INLINE vf dot(vf acc, block w, block x)
-{
-    acc = _mm512_dpbf16_ps(acc, (__m512bh)w.v[0], (__m512bh)x.v[0]);
-    return _mm512_dpbf16_ps(acc, (__m512bh)w.v[1], (__m512bh)x.v[1]);
-}
-#else
+/* e4m3 codes become f16 by a shift, which divides them by 2^8; subnormals included, since vcvtph2ps handles those. */
+#define FP8_FACTOR 256.0f
 #define X_BYTES 4
-typedef struct { __m512i v[4]; } block;
-INLINE block widen(halves h)
-{
-    const __m512i high = _mm512_set1_epi32((int)0xffff0000);
-    return (block){{_mm512_slli_epi32(h.v[0], 16), _mm512_and_si512(h.v[0], high), _mm512_slli_epi32(h.v[1], 16),
-                    _mm512_and_si512(h.v[1], high)}};
-}
-INLINE vf dot(vf acc, block w, block x)
-{
-    for (int i = 0; i < 4; i++)
-        acc = _mm512_fmadd_ps(_mm512_castsi512_ps(w.v[i]), _mm512_castsi512_ps(x.v[i]), acc);
-    return acc;
-}
-#endif
+#define BLOCK_VECTORS 4
 
-#define BLOCK_VECTORS ((int)(sizeof(block) / sizeof(__m512i)))
+typedef vf element_vector;
+/* Elements 0 2 .. 30, 32 34 .. 62, 1 3 .. 31, 33 35 .. 63. */
+typedef struct { element_vector v[BLOCK_VECTORS]; } block;
 
-INLINE block block_load(const void *p)
-{
-    block b;
-    for (int i = 0; i < BLOCK_VECTORS; i++) b.v[i] = _mm512_loadu_si512((const __m512i *)p + i);
-    return b;
-}
+INLINE element_vector element_load(const void *p) { return vf_load(p); }
+INLINE void element_store(void *p, element_vector v) { vf_store(p, v); }
+INLINE vf dot(vf acc, element_vector w, element_vector x) { return vf_fma(w, x, acc); }
 
-INLINE void block_store(void *p, block b)
-{
-    for (int i = 0; i < BLOCK_VECTORS; i++) _mm512_storeu_si512((__m512i *)p + i, b.v[i]);
-}
-
-/* High and low bytes of the bf16 value of every e4m3 magnitude and of every integer 0..127. */
-typedef struct { uint8_t high[128], low[128]; } byte_table;
-static const byte_table E4M3_TABLE __attribute__((aligned(64))) = {
-    {
-        0x00, 0x3b, 0x3b, 0x3b, 0x3c, 0x3c, 0x3c, 0x3c, 0x3c, 0x3c, 0x3c, 0x3c, 0x3c, 0x3c, 0x3c, 0x3c,
-        0x3d, 0x3d, 0x3d, 0x3d, 0x3d, 0x3d, 0x3d, 0x3d, 0x3d, 0x3d, 0x3d, 0x3d, 0x3d, 0x3d, 0x3d, 0x3d,
-        0x3e, 0x3e, 0x3e, 0x3e, 0x3e, 0x3e, 0x3e, 0x3e, 0x3e, 0x3e, 0x3e, 0x3e, 0x3e, 0x3e, 0x3e, 0x3e,
-        0x3f, 0x3f, 0x3f, 0x3f, 0x3f, 0x3f, 0x3f, 0x3f, 0x3f, 0x3f, 0x3f, 0x3f, 0x3f, 0x3f, 0x3f, 0x3f,
-        0x40, 0x40, 0x40, 0x40, 0x40, 0x40, 0x40, 0x40, 0x40, 0x40, 0x40, 0x40, 0x40, 0x40, 0x40, 0x40,
-        0x41, 0x41, 0x41, 0x41, 0x41, 0x41, 0x41, 0x41, 0x41, 0x41, 0x41, 0x41, 0x41, 0x41, 0x41, 0x41,
-        0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42,
-        0x43, 0x43, 0x43, 0x43, 0x43, 0x43, 0x43, 0x43, 0x43, 0x43, 0x43, 0x43, 0x43, 0x43, 0x43, 0x7f,
-    },
-    {
-        0x00, 0x00, 0x80, 0xc0, 0x00, 0x20, 0x40, 0x60, 0x80, 0x90, 0xa0, 0xb0, 0xc0, 0xd0, 0xe0, 0xf0,
-        0x00, 0x10, 0x20, 0x30, 0x40, 0x50, 0x60, 0x70, 0x80, 0x90, 0xa0, 0xb0, 0xc0, 0xd0, 0xe0, 0xf0,
-        0x00, 0x10, 0x20, 0x30, 0x40, 0x50, 0x60, 0x70, 0x80, 0x90, 0xa0, 0xb0, 0xc0, 0xd0, 0xe0, 0xf0,
-        0x00, 0x10, 0x20, 0x30, 0x40, 0x50, 0x60, 0x70, 0x80, 0x90, 0xa0, 0xb0, 0xc0, 0xd0, 0xe0, 0xf0,
-        0x00, 0x10, 0x20, 0x30, 0x40, 0x50, 0x60, 0x70, 0x80, 0x90, 0xa0, 0xb0, 0xc0, 0xd0, 0xe0, 0xf0,
-        0x00, 0x10, 0x20, 0x30, 0x40, 0x50, 0x60, 0x70, 0x80, 0x90, 0xa0, 0xb0, 0xc0, 0xd0, 0xe0, 0xf0,
-        0x00, 0x10, 0x20, 0x30, 0x40, 0x50, 0x60, 0x70, 0x80, 0x90, 0xa0, 0xb0, 0xc0, 0xd0, 0xe0, 0xf0,
-        0x00, 0x10, 0x20, 0x30, 0x40, 0x50, 0x60, 0x70, 0x80, 0x90, 0xa0, 0xb0, 0xc0, 0xd0, 0xe0, 0xc0,
-    },
-};
-
-static const byte_table INT8_TABLE __attribute__((aligned(64))) = {
-    {
-        0x00, 0x3f, 0x40, 0x40, 0x40, 0x40, 0x40, 0x40, 0x41, 0x41, 0x41, 0x41, 0x41, 0x41, 0x41, 0x41,
-        0x41, 0x41, 0x41, 0x41, 0x41, 0x41, 0x41, 0x41, 0x41, 0x41, 0x41, 0x41, 0x41, 0x41, 0x41, 0x41,
-        0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42,
-        0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42,
-        0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42,
-        0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42,
-        0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42,
-        0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42, 0x42,
-    },
-    {
-        0x00, 0x80, 0x00, 0x40, 0x80, 0xa0, 0xc0, 0xe0, 0x00, 0x10, 0x20, 0x30, 0x40, 0x50, 0x60, 0x70,
-        0x80, 0x88, 0x90, 0x98, 0xa0, 0xa8, 0xb0, 0xb8, 0xc0, 0xc8, 0xd0, 0xd8, 0xe0, 0xe8, 0xf0, 0xf8,
-        0x00, 0x04, 0x08, 0x0c, 0x10, 0x14, 0x18, 0x1c, 0x20, 0x24, 0x28, 0x2c, 0x30, 0x34, 0x38, 0x3c,
-        0x40, 0x44, 0x48, 0x4c, 0x50, 0x54, 0x58, 0x5c, 0x60, 0x64, 0x68, 0x6c, 0x70, 0x74, 0x78, 0x7c,
-        0x80, 0x82, 0x84, 0x86, 0x88, 0x8a, 0x8c, 0x8e, 0x90, 0x92, 0x94, 0x96, 0x98, 0x9a, 0x9c, 0x9e,
-        0xa0, 0xa2, 0xa4, 0xa6, 0xa8, 0xaa, 0xac, 0xae, 0xb0, 0xb2, 0xb4, 0xb6, 0xb8, 0xba, 0xbc, 0xbe,
-        0xc0, 0xc2, 0xc4, 0xc6, 0xc8, 0xca, 0xcc, 0xce, 0xd0, 0xd2, 0xd4, 0xd6, 0xd8, 0xda, 0xdc, 0xde,
-        0xe0, 0xe2, 0xe4, 0xe6, 0xe8, 0xea, 0xec, 0xee, 0xf0, 0xf2, 0xf4, 0xf6, 0xf8, 0xfa, 0xfc, 0xfe,
-    },
-};
-
-/* Looks up 64 magnitudes (vpermi2b ignores bit 7 of an index) and gives each the sign of `sign`'s byte. */
-INLINE block lookup(const byte_table *table, __m512i magnitude, __m512i sign)
-{
-    __m512i high = _mm512_permutex2var_epi8(_mm512_load_si512(table->high), magnitude, _mm512_load_si512(table->high + 64));
-    __m512i low = _mm512_permutex2var_epi8(_mm512_load_si512(table->low), magnitude, _mm512_load_si512(table->low + 64));
-    high = _mm512_ternarylogic_epi32(high, sign, _mm512_set1_epi8((char)0x80), 0xf8); /* high | (sign & 0x80) */
-    return widen((halves){{_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)}});
-}
+/* Widens 32 even and 32 odd two-byte elements. They go through memory: a load that widens needs no shuffle, and the
+ * shuffle port is what limits decoding. */
+#define WIDEN(even, odd, widen)                                                                                       \
+    ({                                                                                                                \
+        __m512i halves[2] = {even, odd};                                                                              \
+        __asm__("" : "+m"(halves));                                                                                   \
+        const __m256i *h = (const __m256i *)halves;                                                                   \
+        (block){{widen(h[0]), widen(h[1]), widen(h[2]), widen(h[3])}};                                                \
+    })
 
 INLINE block block_fp8(const uint8_t *w)
 {
-    __m512i codes = _mm512_loadu_si512(w);
-    return lookup(&E4M3_TABLE, codes, codes);
+    const __m512i mask = _mm512_set1_epi16((short)0xbf80);
+    __m512i bytes = _mm512_loadu_si512(w);
+    __m512i even = _mm512_and_si512(_mm512_srai_epi16(_mm512_slli_epi16(bytes, 8), 1), mask);
+    __m512i odd = _mm512_and_si512(_mm512_srai_epi16(bytes, 1), mask);
+    return WIDEN(even, odd, _mm512_cvtph_ps);
 }
 
-/* -128 is no weight: the quantiser is symmetric. */
+INLINE __m512 int16_to_f32(__m256i x) { return _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(x)); }
+
 INLINE block block_int8(const uint8_t *w)
 {
-    __m512i values = _mm512_loadu_si512(w);
-    return lookup(&INT8_TABLE, _mm512_abs_epi8(values), values);
+    __m512i bytes = _mm512_loadu_si512(w);
+    __m512i even = _mm512_srai_epi16(_mm512_slli_epi16(bytes, 8), 8), odd = _mm512_srai_epi16(bytes, 8);
+    return WIDEN(even, odd, int16_to_f32);
 }
 
 INLINE block block_bf16(const uint8_t *w)
 {
-    const __m512i low = _mm512_setr_epi64(0, 1, 4, 5, 8, 9, 12, 13), high = _mm512_setr_epi64(2, 3, 6, 7, 10, 11, 14, 15);
-    __m512i a = _mm512_loadu_si512(w), b = _mm512_loadu_si512(w + 64);
-    return widen((halves){{_mm512_permutex2var_epi64(a, low, b), _mm512_permutex2var_epi64(a, high, b)}});
-}
-
-/* Adds the halves of pairs of vectors, four times: out[i] = the sum of acc[i]'s lanes, as one tree. */
-INLINE void reduce(const vf acc[LANES], float *out)
-{
-    __m512 a[8], b[4], c[2];
-    for (int i = 0; i < 8; i++)
-        a[i] = _mm512_add_ps(_mm512_unpacklo_ps(acc[i], acc[i + 8]), _mm512_unpackhi_ps(acc[i], acc[i + 8]));
-    for (int i = 0; i < 4; i++)
-        b[i] = _mm512_add_ps(_mm512_unpacklo_ps(a[i], a[i + 4]), _mm512_unpackhi_ps(a[i], a[i + 4]));
-    for (int i = 0; i < 2; i++)
-        c[i] = _mm512_add_ps(_mm512_shuffle_f32x4(b[i], b[i + 2], 0x88), _mm512_shuffle_f32x4(b[i], b[i + 2], 0xdd));
-    __m512 d = _mm512_add_ps(_mm512_shuffle_f32x4(c[0], c[1], 0x88), _mm512_shuffle_f32x4(c[0], c[1], 0xdd));
-    const __m512i order = _mm512_setr_epi32(0, 8, 4, 12, 1, 9, 5, 13, 2, 10, 6, 14, 3, 11, 7, 15);
-    _mm512_storeu_ps(out, _mm512_permutexvar_ps(order, d));
+    block b;
+    load_pair((const uint16_t *)w, &b.v[0], &b.v[2]);
+    load_pair((const uint16_t *)w + 32, &b.v[1], &b.v[3]);
+    return b;
 }

@@ -1,4 +1,4 @@
-/* Vectors for any x86-64, without intrinsics: the reference. Four floats, which the compiler keeps in an SSE register. */
+/* Vectors for any x86-64, without intrinsics: the reference. Four floats, which fit an SSE register. */
 #pragma once
 #include "formats.h"
 
@@ -7,11 +7,14 @@
 #define X_BYTES 4    /* bytes per packed element */
 #define FP8_FACTOR 1.0f
 #define PANEL_ROWS 2
+#define X_VECTORS 4 /* vectors of activations that stay in registers while weight rows pass */
 #define ROW_TILE 4 /* query rows that attention keeps in registers */
 #define PREFETCH(address) __builtin_prefetch(address)
 
 typedef float vf __attribute__((vector_size(16)));
-typedef struct { vf v[4]; } block;
+typedef vf element_vector; /* LANES elements of a block */
+#define BLOCK_VECTORS 4
+typedef struct { element_vector v[BLOCK_VECTORS]; } block;
 
 INLINE vf vf_set1(float x) { return (vf){x, x, x, x}; }
 INLINE vf vf_zero(void) { return vf_set1(0.0f); }
@@ -32,29 +35,21 @@ INLINE void load_pair(const uint16_t *words, vf *low, vf *high)
     for (int i = 0; i < LANES; i++) (*low)[i] = bf16_to_f32(words[2 * i]), (*high)[i] = bf16_to_f32(words[2 * i + 1]);
 }
 
-INLINE block block_load(const void *p)
-{
-    const float *f = p;
-    return (block){{vf_load(f), vf_load(f + 4), vf_load(f + 8), vf_load(f + 12)}};
-}
-
-INLINE void block_store(void *p, block b)
-{
-    for (int i = 0; i < 4; i++) vf_store((float *)p + 4 * i, b.v[i]);
-}
+INLINE element_vector element_load(const void *p) { return vf_load(p); }
+INLINE void element_store(void *p, element_vector v) { vf_store(p, v); }
 
 INLINE block block_fp8(const uint8_t *w)
 {
     float f[DOT_BLOCK];
     for (int i = 0; i < DOT_BLOCK; i++) f[i] = e4m3_to_f32(w[i]);
-    return block_load(f);
+    return (block){{vf_load(f), vf_load(f + 4), vf_load(f + 8), vf_load(f + 12)}};
 }
 
 INLINE block block_int8(const uint8_t *w)
 {
     float f[DOT_BLOCK];
     for (int i = 0; i < DOT_BLOCK; i++) f[i] = (float)(int8_t)w[i];
-    return block_load(f);
+    return (block){{vf_load(f), vf_load(f + 4), vf_load(f + 8), vf_load(f + 12)}};
 }
 
 INLINE block block_bf16(const uint8_t *w)
@@ -62,14 +57,10 @@ INLINE block block_bf16(const uint8_t *w)
     const uint16_t *bits = (const uint16_t *)w;
     float f[DOT_BLOCK];
     for (int i = 0; i < DOT_BLOCK; i++) f[i] = bf16_to_f32(bits[i]);
-    return block_load(f);
+    return (block){{vf_load(f), vf_load(f + 4), vf_load(f + 8), vf_load(f + 12)}};
 }
 
-INLINE vf dot(vf acc, block w, block x)
-{
-    for (int i = 0; i < 4; i++) acc = vf_fma(w.v[i], x.v[i], acc);
-    return acc;
-}
+INLINE vf dot(vf acc, element_vector w, element_vector x) { return vf_fma(w, x, acc); }
 
 /* out[i] = the sum of acc[i]'s lanes: (0 + 2) + (1 + 3). */
 INLINE void reduce(const vf acc[LANES], float *out)

@@ -18,6 +18,7 @@ from tests.teacher_forced import boot_logits, logits_of
 TEXT = Path(__file__).parents[2] / "data" / "alice.txt"
 TOKENS = 320
 TOLERANCE = 0.25  # in logits; their standard deviation is about 3 in SmolLM2
+AGREEMENT = 0.97  # of the most likely tokens, over a few hundred; the numerics benchmark measures it over thousands
 PROMPTS, PROMPT_TOKENS = 8, 64
 
 
@@ -51,7 +52,7 @@ def test_perplexity_and_top1_match_the_reference(
     assert perplexity(ours, ids[:TOKENS]) == pytest.approx(perplexity(expected, ids[:TOKENS]), rel=0.005)
     agree, violations = top1_agreement(ours, expected, TOLERANCE)
     assert violations == 0
-    assert agree >= 0.985
+    assert agree >= AGREEMENT
 
 
 @pytest.mark.parametrize("level", ["generic", "x86-64-v3", "x86-64-v4-vbmi", "x86-64-v4-bf16-vbmi"])
@@ -98,9 +99,6 @@ def _check_prompts(
 
     with boot(bundle, BootOptions(level=level)) as model:
         ours = [logits_of(model, prompt) for prompt in prompts]
-    agreements = []
-    for mine, theirs in zip(ours, expected, strict=True):
-        agree, violations = top1_agreement(mine, theirs, TOLERANCE)
-        assert violations == 0
-        agreements.append(agree)
-    assert np.mean(agreements) >= 0.985
+    agree, violations = top1_agreement(np.concatenate(ours), np.concatenate(expected), TOLERANCE)
+    assert violations == 0
+    assert agree >= AGREEMENT

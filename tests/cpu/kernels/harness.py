@@ -7,8 +7,10 @@ import mmap
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 from paiton_kernels import Variant
 from paiton_kernels.cpu.compile import compile_level
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _LIBC.mmap.restype = ctypes.c_void_p
@@ -49,7 +51,7 @@ class Guarded:
     def __del__(self) -> None:
         _LIBC.munmap(self._base, self._length)
 
-    def array(self, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array:
+    def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """Returns the memory as an array."""
         size = int(np.prod(shape)) * dtype.itemsize
         return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(self.address)).view(dtype).reshape(shape)
@@ -61,7 +63,16 @@ def runs_here(level: str, folder: Path) -> bool:
     source, library = folder / f"probe-{level}.c", folder / f"probe-{level}.so"
     source.write_text(f'void probe(void) {{ __asm__ volatile("{PROBES[level]}" ::: "memory"); }}\n', encoding="utf-8")
     environment = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": str(folder), "ZIG_LOCAL_CACHE_DIR": str(folder)}
-    command = ["-m", "ziglang", "cc", "-shared", "-nostdlib", "-target", "x86_64-linux-gnu", "-mcpu=x86_64_v4+avx512vbmi"]
+    command = [
+        "-m",
+        "ziglang",
+        "cc",
+        "-shared",
+        "-nostdlib",
+        "-target",
+        "x86_64-linux-gnu",
+        "-mcpu=x86_64_v4+avx512vbmi",
+    ]
     arguments = [*command, "-mavx512bf16", str(source), "-o", str(library)]
     subprocess.run([sys.executable, *arguments], check=True, env=environment, timeout=120)
     call = f"import ctypes; ctypes.CDLL({str(library)!r}).probe()"
@@ -74,7 +85,7 @@ class Level:
     def __init__(self, name: str, folder: Path) -> None:
         self.name = name
         self._folder = folder
-        self._symbols: dict[str, ctypes._CFuncPtr] = {}
+        self._symbols: dict[str, Callable[..., object]] = {}
 
     def load(self, variants: list[Variant]) -> None:
         """Makes variants callable, all in one code object."""
@@ -88,7 +99,9 @@ class Level:
         for variant in variants:
             self._symbols[variant.symbol] = library[variant.symbol]
 
-    def run(self, variant: Variant, values: dict[str, Array | float], *, workers: int = 1, max_tokens: int = 512) -> None:
+    def run(
+        self, variant: Variant, values: Mapping[str, Array | float], *, workers: int = 1, max_tokens: int = 512
+    ) -> None:
         """Calls a kernel once per worker, one after the other, with every array in guarded memory.
 
         Args:

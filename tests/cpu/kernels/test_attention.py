@@ -56,6 +56,7 @@ class Case:
 
     @property
     def variant(self) -> Variant:
+        """The kernel of this shape."""
         return FAMILIES["attention"].variant(
             Q_HEADS=self.q_heads, KV_HEADS=self.kv_heads, HEAD_DIM=self.head_dim, KV=self.kv
         )
@@ -92,7 +93,9 @@ class Case:
             mine = self.request_of == request
             history = slice(0, start + tokens)
             q = bf16_values(self.q[mine])
-            parts.append(attention(q, k[request, history], v[request, history], self.positions[mine], self.head_dim**-0.5))
+            parts.append(
+                attention(q, k[request, history], v[request, history], self.positions[mine], self.head_dim**-0.5)
+            )
         return np.concatenate(parts)
 
 

@@ -14,8 +14,17 @@ from paiton_kernels import FAMILIES, Variant
 from paiton_kernels.cpu import compile as compiler
 from paiton_kernels.cpu.compile import LEVELS, compile_level
 from paiton_kernels.cpu.elf import check_standalone, dynamic_symbols
+from paiton_kernels.spec import Value
 
-LINEAR = {"N": 64, "K": 100, "ROW_STRIDE": 112, "WEIGHT": "FP8", "INPUT": "NORM", "FORM": "DECODE", "EPILOGUE": "STORE"}
+LINEAR: dict[str, Value] = {
+    "N": 64,
+    "K": 100,
+    "ROW_STRIDE": 112,
+    "WEIGHT": "FP8",
+    "INPUT": "NORM",
+    "FORM": "DECODE",
+    "EPILOGUE": "STORE",
+}
 
 
 def sample_variants() -> list[Variant]:
@@ -61,7 +70,7 @@ def test_a_cached_result_is_used_and_leaves_nothing_else(tmp_path: Path, monkeyp
     def refuse(*_args: object, **_kwargs: object) -> None:
         raise AssertionError("the compiler ran again")
 
-    monkeypatch.setattr(compiler.subprocess, "run", refuse)
+    monkeypatch.setattr("subprocess.run", refuse)
     assert compile_level("generic", variants, tmp_path) == code
 
 
@@ -79,7 +88,7 @@ def test_a_hanging_compiler_is_killed(tmp_path: Path) -> None:
 
 
 def test_an_import_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = "double cos(double); __attribute__((visibility(\"default\"))) double f(double x) { return cos(x); }"
+    source = 'double cos(double); __attribute__((visibility("default"))) double f(double x) { return cos(x); }'
     monkeypatch.setattr(compiler, "translation_unit", lambda _level, _variants: source)
     with pytest.raises(CompilerError, match="cos"):
         compile_level("generic", [], tmp_path)
@@ -104,7 +113,9 @@ def test_arguments_are_packed_eight_bytes_each() -> None:
 
 def test_symbols_tell_all_variants_apart() -> None:
     shapes = itertools.product((64, 128), (100, 128), (256, 512), ("FP8", "INT8", "BF16"), ("NORM", "BF16"))
-    options = list(itertools.product(("BF16", "FP8_STATIC", "FP8_DYNAMIC"), (0, 1), ("DECODE", "PREFILL"), ("STORE", "ADD")))
+    options = list(
+        itertools.product(("BF16", "FP8_STATIC", "FP8_DYNAMIC"), (0, 1), ("DECODE", "PREFILL"), ("STORE", "ADD"))
+    )
     variants = {
         FAMILIES["linear"].variant(
             N=n, K=k, ROW_STRIDE=s, WEIGHT=w, INPUT=i, ACT=act, GATHER=gather, FORM=form, EPILOGUE=epilogue
@@ -134,6 +145,6 @@ def test_symbols_tell_all_variants_apart() -> None:
         ("rope_table", {"HEAD_DIM": 40}, "HEAD_DIM is 40"),
     ],
 )
-def test_shapes_that_no_kernel_covers_are_refused(family: str, macros: dict[str, int | str], message: str) -> None:
+def test_shapes_that_no_kernel_covers_are_refused(family: str, macros: dict[str, Value], message: str) -> None:
     with pytest.raises(UnsupportedShapeError, match=message):
         FAMILIES[family].variant(**macros)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -13,12 +13,12 @@ from paiton_kernels.linear import WEIGHT_BYTES, kv_slots, kv_tiles, linear, rota
 from paiton_kernels.numeric_formats import bf16_bits, bf16_values, e4m3_values, round_bf16, round_e4m3
 from paiton_kernels.pack import activations
 from paiton_kernels.rope_table import rope_table
+from paiton_kernels.spec import Value
 from tests.cpu.kernels.harness import Array, Level
 from tests.numerics import assert_close, assert_same_bits
 
 E4M3 = e4m3_values()
 FINITE = np.flatnonzero(np.isfinite(E4M3) & (np.arange(256) != 0x80)).astype(np.uint8)
-INPUT_SCALE = 0.037
 FORMS = ("DECODE", "PREFILL")
 
 
@@ -37,7 +37,7 @@ class Case:
     row_stride: int = 0
     heads: tuple[int, int, int] = (0, 0, 0)
     kv: str = "BF16"
-    values: dict[str, Array | float] = field(default_factory=dict)
+    input_scale: float = 0.037
 
     def __post_init__(self) -> None:
         rng = np.random.default_rng(hash((self.n, self.k)) % 2**32)
@@ -50,8 +50,10 @@ class Case:
         self.norm = bf16_bits(rng.uniform(0.5, 1.5, self.k))
         self.scale = rng.uniform(1e-3, 3e-3, self.n).astype(np.float32)
         self.stored = self._random_weight(rng)
-        self.positions = rng.permutation(40)[: self.tokens].astype(np.int32) if self.tokens <= 40 else np.arange(
-            self.tokens, dtype=np.int32
+        self.positions = (
+            rng.permutation(40)[: self.tokens].astype(np.int32)
+            if self.tokens <= 40
+            else np.arange(self.tokens, dtype=np.int32)
         )
         self.request_of = rng.integers(0, 2, self.tokens).astype(np.int32)
         blocks = int(self.positions.max()) // 16 + 1
@@ -76,17 +78,22 @@ class Case:
     def weight_values(self) -> NDArray[np.float64]:
         """Returns the stored weights' values, f64[N][K]."""
         if self.weight == "FP8":
-            return E4M3[self.weights]
+            return np.asarray(E4M3[self.weights])
         if self.weight == "INT8":
-            return self.weights.view(np.int8).astype(np.float64)
+            return np.asarray(self.weights.view(np.int8), np.float64)
         return bf16_values(self.weights.view(np.uint16))
 
     def variants(self, form: str) -> tuple[Variant, Variant]:
         """Returns the pack and the linear variant."""
-        shared = {"K": self.k, "INPUT": self.input, "ACT": self.act, "GATHER": self.gather}
+        shared: dict[str, Value] = {"K": self.k, "INPUT": self.input, "ACT": self.act, "GATHER": self.gather}
         q_heads, kv_heads, head_dim = self.heads
-        extra = {"Q_HEADS": q_heads, "KV_HEADS": kv_heads, "HEAD_DIM": head_dim, "KV": self.kv}
-        own = {"N": self.n, "ROW_STRIDE": self.row_stride, "WEIGHT": self.weight, "EPILOGUE": self.epilogue}
+        extra: dict[str, Value] = {"Q_HEADS": q_heads, "KV_HEADS": kv_heads, "HEAD_DIM": head_dim, "KV": self.kv}
+        own: dict[str, Value] = {
+            "N": self.n,
+            "ROW_STRIDE": self.row_stride,
+            "WEIGHT": self.weight,
+            "EPILOGUE": self.epilogue,
+        }
         return FAMILIES["pack"].variant(**shared), FAMILIES["linear"].variant(**shared, **own, **extra, FORM=form)
 
     def output(self) -> Array:
@@ -117,7 +124,7 @@ class Case:
             "rows": self.rows[rows],
             "norm_weight": self.norm,
             "eps": 1e-5,
-            "input_scale": np.array([INPUT_SCALE], np.float32),
+            "input_scale": np.array([self.input_scale], np.float32),
         }
         packed = {
             "packed": np.zeros(tokens * -(-self.k // 64) * 64, np.float32),
@@ -149,9 +156,11 @@ class Case:
         if self.gather:
             x = x[self.rows]
         norm = bf16_values(self.norm) if self.input == "NORM" else None
-        static = float(np.float32(INPUT_SCALE))
+        static = float(np.float32(self.input_scale))
         rounded, scale = activations(x, act=self.act, norm_weight=norm, eps=1e-5, input_scale=static)
-        return linear(rounded, scale, self.weight_values(), None if self.weight == "BF16" else self.scale)
+        return linear(
+            rounded, scale, self.weight_values(), None if self.weight == "BF16" else self.scale.astype(np.float64)
+        )
 
 
 def check(case: Case, out: Array, cache: Array) -> None:
@@ -276,3 +285,16 @@ def test_dynamic_quantisation_of_a_zero_row_is_zero(level: Level) -> None:
     out, _ = case.run(level, "DECODE")
     assert not out[0, 5:].any()
     assert out[1, 5:].all()
+
+
+def test_rounding_to_e4m3_is_exact_for_every_bf16_value(level: Level) -> None:
+    """With a weight that is the identity and a scale of 1, the output is the rounded activation."""
+    bits = np.arange(1 << 16, dtype=np.uint32)
+    bits = bits[(bits & 0x7F80) != 0x7F80].astype(np.uint16).reshape(-1, 64)
+    case = Case(64, 64, len(bits), weight="BF16", input="BF16", act="FP8_STATIC")
+    case.stored[:] = bf16_bits(np.eye(64)).view(np.uint8).ravel()
+    case.x = bits
+    case.input_scale = 1.0
+    out, _ = case.run(level, "PREFILL")
+    expected = round_e4m3(bf16_values(bits))
+    assert np.array_equal(out[:, 5:], expected)

@@ -71,7 +71,17 @@ def test_greedy_takes_the_first_of_equals(level: Level) -> None:
 
 @pytest.mark.parametrize(
     ("temperature", "top_k", "top_p"),
-    [(1, 0, 1), (0.7, 50, 1), (1.3, 0, 0.9), (0.8, 40, 0.95), (2, 1, 1), (1, 0, 0), (1, 0, 1e-9), (5, 0, 0.5), (1, 9999, 1)],
+    [
+        (1, 0, 1),
+        (0.7, 50, 1),
+        (1.3, 0, 0.9),
+        (0.8, 40, 0.95),
+        (2, 1, 1),
+        (1, 0, 0),
+        (1, 0, 1e-9),
+        (5, 0, 0.5),
+        (1, 9999, 1),
+    ],
 )
 def test_agrees_with_a_sort(level: Level, temperature: float, top_k: int, top_p: float) -> None:
     logits = random_logits(64)

@@ -51,7 +51,13 @@ def test_embed_copies_its_rows_and_zeroes_the_others(level: Level, workers: int)
     ids = np.array([10, 16, 9, 17, 12, 0, 2**31 - 1], np.int32)
     out = np.full((len(ids), 100), np.nan, np.float32)
     stored = table.ravel()[: 6 * 104 + 100]
-    values = {"counts": counts(len(ids)), "token_ids": ids, "table": stored, "first_token": 10, "out": out}
+    values: dict[str, Array | float] = {
+        "counts": counts(len(ids)),
+        "token_ids": ids,
+        "table": stored,
+        "first_token": 10,
+        "out": out,
+    }
     level.run(EMBED, values, workers=workers)
     assert_same_bits(out, embed(ids, bf16_values(table[:, :100]), 10).astype(np.float32))
 

@@ -20,7 +20,7 @@ from benchmarks.common import ROOT, WORK, parser, save
 MIB = 1 << 20
 ALLOWANCE = 500_000_000
 LAYERS, HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, HEAD_DIM, VOCAB = 15, 3584, 14336, 28, 4, 128, 65536
-"""A Llama of 3.2 billion parameters, 6.4 GB in bf16; its largest tensors are the embedding and the head (470 MB each)."""
+"""A Llama of 3.2 billion parameters, 6.4 GB in bf16; its largest tensors are embedding and head (470 MB each)."""
 
 
 def write_checkpoint(folder: Path) -> int:
@@ -126,6 +126,7 @@ def main() -> None:
     largest = max(2 * int(np.prod(shape)) for shape in _shapes().values())
     limit = 2 * largest + ALLOWANCE
     report = {"checkpoint_bytes": size, "largest_tensor_bytes": largest, "limit_bytes": limit, "samples": samples}
+    del built["bundle"]  # a path of this machine
     save("build_memory", {**report, "peak_bytes": peak, "peak_over_limit": peak / limit, "build": built})
     if not options.keep:
         shutil.rmtree(folder)

@@ -28,7 +28,7 @@ LAYERS = 30
 HEADS = {"Q_HEADS": 9, "KV_HEADS": 3, "HEAD_DIM": 64}
 REPEATS = 5
 MIN_SECONDS = 0.15
-PEAKS = {"generic": None, "x86-64-v3": ("peak_avx2", 192), "x86-64-v4-vbmi": ("peak_avx512", 384)}
+PEAKS = {"generic": None, "x86-64-v3": ("peak_avx2", 192), "x86-64-v4": ("peak_avx512", 384)}
 PEAKS["x86-64-v4-bf16-vbmi"] = ("peak_bf16", 768)
 LINEARS: dict[str, dict[str, Any]] = {
     "qkv": {"N": 960, "K": 576, "INPUT": "NORM", "EPILOGUE": "ROPE", **HEADS},

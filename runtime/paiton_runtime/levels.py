@@ -8,11 +8,11 @@ from collections.abc import Collection
 from paiton_artifacts.errors import UnsupportedHostError, UnsupportedTargetError
 
 _V3 = frozenset({"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"})
-_V4_VBMI = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512vbmi"}
+_V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 
 LEVELS: dict[str, frozenset[str]] = {
-    "x86-64-v4-bf16-vbmi": _V4_VBMI | {"avx512_bf16"},
-    "x86-64-v4-vbmi": _V4_VBMI,
+    "x86-64-v4-bf16-vbmi": _V4 | {"avx512vbmi", "avx512_bf16"},
+    "x86-64-v4": _V4,
     "x86-64-v3": _V3,
     "generic": frozenset(),
 }

@@ -22,20 +22,20 @@ from paiton_artifacts.errors import CompilerError
 from paiton_kernels.cpu.elf import check_standalone
 from paiton_kernels.spec import Variant
 
-LEVELS = ("generic", "x86-64-v3", "x86-64-v4-vbmi", "x86-64-v4-bf16-vbmi")
+LEVELS = ("generic", "x86-64-v3", "x86-64-v4", "x86-64-v4-bf16-vbmi")
 """Levels from the least to the most demanding."""
 
 _MCPU = {
     "generic": "x86_64",
     "x86-64-v3": "x86_64_v3",
-    "x86-64-v4-vbmi": "x86_64_v4+avx512vbmi",
+    "x86-64-v4": "x86_64_v4",
     "x86-64-v4-bf16-vbmi": "x86_64_v4+avx512vbmi+avx512bf16",
 }
 
 _VECTORS = {
     "generic": "vec_generic.h",
     "x86-64-v3": "vec_avx2.h",
-    "x86-64-v4-vbmi": "vec_avx512.h",
+    "x86-64-v4": "vec_avx512.h",
     "x86-64-v4-bf16-vbmi": "vec_bf16.h",
 }
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from paiton_kernels.cpu.compile import LEVELS
-from tests.cpu.kernels.harness import Level, runs_here
+from tests.cpu.kernels.harness import Level
+from tests.probe import runs_here
 
 
 @pytest.fixture(scope="session")

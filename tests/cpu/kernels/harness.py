@@ -5,10 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +22,6 @@ _LIBC.mmap.restype = ctypes.c_void_p
 _LIBC.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
 _LIBC.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _LIBC.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-
-PROBES = {
-    "generic": "",
-    "x86-64-v3": "vfmadd231ps %%ymm0, %%ymm0, %%ymm0; vcvtph2ps %%xmm0, %%ymm0; shlx %%eax, %%eax, %%eax",
-    "x86-64-v4-vbmi": "vpermi2b %%zmm0, %%zmm0, %%zmm0; vpxorq %%xmm16, %%xmm16, %%xmm16",
-    "x86-64-v4-bf16-vbmi": "vpermi2b %%zmm0, %%zmm0, %%zmm0; vdpbf16ps %%zmm0, %%zmm0, %%zmm0",
-}
-"""Instructions that a level needs. They are executed, since /proc/cpuinfo may hide what the processor has."""
 
 
 class Guarded:
@@ -55,28 +44,6 @@ class Guarded:
         """Returns the memory as an array."""
         size = int(np.prod(shape)) * dtype.itemsize
         return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(self.address)).view(dtype).reshape(shape)
-
-
-@cache
-def runs_here(level: str, folder: Path) -> bool:
-    """Returns whether this processor executes a level's instructions, by doing so in a process of its own."""
-    source, library = folder / f"probe-{level}.c", folder / f"probe-{level}.so"
-    source.write_text(f'void probe(void) {{ __asm__ volatile("{PROBES[level]}" ::: "memory"); }}\n', encoding="utf-8")
-    environment = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": str(folder), "ZIG_LOCAL_CACHE_DIR": str(folder)}
-    command = [
-        "-m",
-        "ziglang",
-        "cc",
-        "-shared",
-        "-nostdlib",
-        "-target",
-        "x86_64-linux-gnu",
-        "-mcpu=x86_64_v4+avx512vbmi",
-    ]
-    arguments = [*command, "-mavx512bf16", str(source), "-o", str(library)]
-    subprocess.run([sys.executable, *arguments], check=True, env=environment, timeout=120)
-    call = f"import ctypes; ctypes.CDLL({str(library)!r}).probe()"
-    return subprocess.run([sys.executable, "-c", call], check=False, timeout=60).returncode == 0
 
 
 class Level:

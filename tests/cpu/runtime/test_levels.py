@@ -16,8 +16,8 @@ V4 = V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
     [
         ({"sse2"}, ["generic"]),
         (V3, ["x86-64-v3", "generic"]),
-        (V4, ["x86-64-v3", "generic"]),  # Skylake has no VBMI
-        (V4 | {"avx512vbmi"}, ["x86-64-v4-vbmi", "x86-64-v3", "generic"]),
+        (V4, ["x86-64-v4", "x86-64-v3", "generic"]),
+        (V4 - {"avx512dq"}, ["x86-64-v3", "generic"]),
         (V4 | {"avx512vbmi", "avx512_bf16"}, list(LEVELS)),
         (V3 - {"fma"}, ["generic"]),
     ],

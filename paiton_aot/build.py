@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,18 +14,17 @@ import paiton_aot
 from paiton_aot.checkpoint import open_checkpoint
 from paiton_aot.checkpoint.base import Checkpoint, TokenizerFiles, expect_tensor
 from paiton_aot.convert import write_tensors
-from paiton_aot.goldens import make_goldens
+from paiton_aot.goldens import REFERENCE_LEVEL, check_levels, make_goldens
 from paiton_aot.lower import Lowered, lower
 from paiton_aot.options import BuildOptions
 from paiton_aot.progress import Progress
-from paiton_artifacts.layout import RUNTIME_ABI
+from paiton_artifacts.layout import FORMAT_MINOR, RUNTIME_ABI
 from paiton_artifacts.plan import Plan, encode_plan
 from paiton_artifacts.schema import Blob, CodeObject, Manifest, PlanFile, Tokenizer
 from paiton_artifacts.writer import BundleWriter
 from paiton_kernels.cpu.compile import COMPILER, LEVELS, compile_level
 
 _FLOATS = ("bf16", "f16", "f32")
-FORMAT_MINOR = 0
 
 
 @dataclass(slots=True)
@@ -33,6 +34,7 @@ class BuildResult:
     bundle: Path
     lowered: Lowered
     bytes: int = 0
+    verified: tuple[str, ...] = ()  # levels that ran here and met the goldens
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -70,6 +72,7 @@ def build(model: Path, output: Path, options: BuildOptions, *, force: bool = Fal
         with result.stage("verify"):
             mode = "fp8" if "fp8" in (options.act, options.kv) else "bf16"
             goldens = make_goldens(writer.directory, tokenizer.tokenizer_json, mode)
+            result.verified = (REFERENCE_LEVEL, *check_levels(writer.directory, goldens))
         with result.stage("write"):
             writer.write_manifest(replace(manifest, goldens=goldens))
             result.bytes = sum(f.stat().st_size for f in writer.directory.rglob("*") if f.is_file())
@@ -132,9 +135,9 @@ def _write_code(
     levels = options.levels or LEVELS
     symbols = tuple(sorted(variant.symbol for variant in lowered.cpu.variants))
     objects = []
-    with progress.bar("compile", len(levels), "level") as advance:
-        for level in levels:
-            code = compile_level(level, lowered.cpu.variants, options.cache_dir)
+    with progress.bar("compile", len(levels), "level") as advance, ThreadPoolExecutor(os.cpu_count()) as pool:
+        compiled = pool.map(lambda level: compile_level(level, lowered.cpu.variants, options.cache_dir), levels)
+        for level, code in zip(levels, compiled, strict=True):
             entry = writer.add_file(f"code/cpu/{level}.so", code)
             objects.append(CodeObject("cpu", level, entry, symbols, COMPILER))
             advance(1)

@@ -13,8 +13,11 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
+from paiton_artifacts.reader import open_bundle
 from paiton_artifacts.schema import Golden, GoldenLogit, GoldenStep
 from paiton_runtime.boot import BootOptions, boot
+from paiton_runtime.goldens import check_golden
+from paiton_runtime.levels import cpu_flags, runnable_levels
 from paiton_runtime.model import Chunk, Model
 
 REFERENCE_LEVEL = "generic"
@@ -58,6 +61,24 @@ def make_goldens(bundle: Path, tokenizer_json: bytes, mode: str) -> tuple[Golden
             ids = [id_ for id_ in tokenizer.encode(plan.text, add_special_tokens=False).ids if id_ < vocabulary]
             goldens.append(_record(model, (ids or [0])[: plan.tokens], plan, TOLERANCE[mode]))
     return tuple(goldens)
+
+
+def check_levels(bundle: Path, goldens: Sequence[Golden]) -> tuple[str, ...]:
+    """Boots a bundle at every other level that this machine executes, and checks its goldens there.
+
+    Returns:
+        The levels that were checked, best first.
+
+    Raises:
+        GoldenMismatchError: a level computes something else than the reference.
+    """
+    held = {code.level for code in open_bundle(bundle).manifest.code_objects}
+    levels = [level for level in runnable_levels(cpu_flags()) if level in held and level != REFERENCE_LEVEL]
+    for level in levels:
+        with boot(bundle, BootOptions(level=level, golden_check=False)) as model:
+            for index, golden in enumerate(goldens):
+                check_golden(model, golden, f"level {level}, golden {index}")
+    return tuple(levels)
 
 
 def _record(model: Model, prompt: Sequence[int], plan: GoldenPlan, tolerance: float) -> Golden:

@@ -92,6 +92,7 @@ def built(result: BuildResult) -> dict[str, Any]:
         "blob_bytes": result.lowered.blob_bytes,
         "kernels": len(result.lowered.cpu.variants),
         "plans": len(result.lowered.cpu.plans),
+        "verified_levels": list(result.verified),
         "seconds": {name: round(seconds, 3) for name, seconds in result.seconds.items()},
     }
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from paiton_aot.program import AllReduce, Attention, Embed, Linear, Op, Program, RmsNorm, RopeKvWrite, SiluMul
 from paiton_aot.targets.cpu.memory import Shape
 from paiton_aot.targets.draft import Comm, Draft, Io, Kv, RankTimes, Reference, Scratch, Weight, WorkerScratch
+from paiton_artifacts.errors import UnsupportedShapeError
 from paiton_artifacts.layout import align_up
 from paiton_artifacts.plan import Access, LaunchFlag
 from paiton_artifacts.schema import Tensor
@@ -109,8 +110,9 @@ class Lowering:
                 self._head(norm, op)
                 return 2
             case _:
-                message = f"no cpu kernel covers {ops[0]}"
-                raise AssertionError(message)
+                raise UnsupportedShapeError(
+                    f"no cpu kernel covers {ops[0]} where it stands", hint="order the ops as models/llama.py does"
+                )
 
     def _emit(
         self,

@@ -19,9 +19,11 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from paiton_aot import goldens
 from paiton_aot.cli import main
 from paiton_artifacts.errors import PaitonError
 from paiton_artifacts.reader import open_bundle
+from paiton_runtime.levels import cpu_flags, runnable_levels
 from tests.independent_reader import read_bundle
 from tests.reference import dequantized
 
@@ -158,3 +160,19 @@ def test_killed_builds_leave_nothing_that_opens(tiny_checkpoint: Path, tmp_path:
     subprocess.run(command, check=True)
     assert _digests(output) == expected
     assert [path.name for path in tmp_path.iterdir() if path != output and not path.name.endswith(".lock")] == []
+
+
+def test_levels_that_run_here_are_held_to_the_reference(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With no tolerance at all, another order of the same sums is a mismatch, and a mismatch stops the build."""
+    assert main([str(tiny_checkpoint), "-o", str(tmp_path / "good"), "--json"]) == 0
+    levels = json.loads(capsys.readouterr().out)["verified_levels"]
+    assert levels[0] == "generic"
+    assert set(levels[1:]) == set(runnable_levels(cpu_flags())) - {"generic"}
+    if levels == ["generic"]:
+        pytest.skip("this processor executes the reference level only")
+    monkeypatch.setattr(goldens, "TOLERANCE", {"bf16": 0.0})
+    assert main([str(tiny_checkpoint), "-o", str(tmp_path / "bad")]) == 4
+    assert f"level {levels[1]}, golden 0" in capsys.readouterr().err
+    assert not (tmp_path / "bad").exists()

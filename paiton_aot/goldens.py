@@ -24,9 +24,10 @@ REFERENCE_LEVEL = "generic"
 TOP = 8
 """How many of the largest logits a golden records."""
 
-TOLERANCE = {"bf16": 0.1, "fp8": 0.5}
+TOLERANCE = {"bf16": 0.25, "fp8": 1.0}
 """Largest difference of a logit between two correct targets, in standard deviations of the logits. A sum in another
-order moves a value across a rounding boundary now and then: by 2^-8 of itself in bf16, by 2^-4 in FP8."""
+order moves a value across a rounding boundary now and then: by 2^-8 of itself in bf16, by 2^-4 in FP8. Among the levels
+SmolLM2's goldens differ by up to 0.07 and 0.44; wrong weights or kernels differ by several."""
 
 
 @dataclass(frozen=True, slots=True)

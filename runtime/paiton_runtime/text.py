@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from tokenizers.decoders import DecodeStream
 
+TEMPLATE_FUEL = 10_000_000
+"""Instructions that rendering a chat may take. The template comes with the bundle: it must not run for ever."""
+
 _REBUILD = "build the bundle again from a checkpoint with a complete tokenizer"
 
 
@@ -64,6 +67,7 @@ class TextCodec:
             globals={"raise_exception": _refuse, "strftime_now": _now},
             trim_blocks=True,
             lstrip_blocks=True,
+            fuel=TEMPLATE_FUEL,
         )
         environment.add_filter("tojson", _to_json)
         names = {name: self.tokenizer.id_to_token(id_) for name, id_ in self._names.items() if id_ is not None}

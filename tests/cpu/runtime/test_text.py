@@ -133,3 +133,9 @@ def test_a_broken_or_absent_template_is_named() -> None:
 def test_a_broken_tokenizer_is_named() -> None:
     with pytest.raises(TokenizerError, match=r"test\.bundle/tokenizer\.json"):
         codec(source=b'{"version": "1.0"}')
+
+
+def test_a_template_cannot_run_for_ever() -> None:
+    loops = "{% for i in range(90000) %}" * 3 + "x" + "{% endfor %}" * 3
+    with pytest.raises(UsageError, match="the chat template fails"):
+        codec(loops).render([{"role": "user", "content": "hello"}])

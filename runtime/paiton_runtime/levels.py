@@ -18,24 +18,33 @@ LEVELS: dict[str, frozenset[str]] = {
 }
 """Levels from best to worst, with the flags (names of /proc/cpuinfo) that each needs."""
 
+INTEL = "GenuineIntel"
+"""On Intel vdpbf16ps does half of what f32 FMA does (docs/cpu-target.md): the level without it goes first there."""
+
 
 def cpu_flags() -> frozenset[str]:
-    """Returns the flags of the first processor, and those that `PAITON_CPU_FLAGS` adds.
+    """Returns the flags and the vendor of the first processor, and the flags that `PAITON_CPU_FLAGS` adds.
 
     The variable is for virtual machines whose hypervisor hides an instruction set that the processor has.
     """
     flags = set(os.environ.get("PAITON_CPU_FLAGS", "").split())
     with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
         for line in file:
-            if line.startswith("flags"):
-                flags.update(line.partition(":")[2].split())
+            name, _, value = line.partition(":")
+            if name.strip() in ("flags", "vendor_id"):
+                flags.update(value.split())
+            if name.strip() == "flags":
                 break
     return frozenset(flags)
 
 
 def runnable_levels(flags: Collection[str]) -> list[str]:
-    """Returns the levels that a processor with these flags runs, best first."""
-    return [level for level, needed in LEVELS.items() if needed <= set(flags)]
+    """Returns the levels that a processor with these flags (and vendor) runs, best first."""
+    runnable = [level for level, needed in LEVELS.items() if needed <= set(flags)]
+    if INTEL in flags and "x86-64-v4-bf16-vbmi" in runnable:
+        runnable.remove("x86-64-v4-bf16-vbmi")
+        runnable.insert(runnable.index("x86-64-v4") + 1, "x86-64-v4-bf16-vbmi")
+    return runnable
 
 
 def choose_level(available: Collection[str], flags: Collection[str], wanted: str | None = None) -> str:

@@ -19,6 +19,10 @@ V4 = V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
         (V4, ["x86-64-v4", "x86-64-v3", "generic"]),
         (V4 - {"avx512dq"}, ["x86-64-v3", "generic"]),
         (V4 | {"avx512vbmi", "avx512_bf16"}, list(LEVELS)),
+        (
+            V4 | {"avx512vbmi", "avx512_bf16", "GenuineIntel"},
+            ["x86-64-v4", "x86-64-v4-bf16-vbmi", "x86-64-v3", "generic"],
+        ),
         (V3 - {"fma"}, ["generic"]),
     ],
 )
@@ -39,6 +43,11 @@ def test_a_wish_is_granted_or_refused() -> None:
         choose_level(LEVELS, V4, "x86-64-v9")
     with pytest.raises(UnsupportedHostError, match="none of the bundle's cpu levels: x86-64-v3"):
         choose_level(["x86-64-v3"], {"sse2"})
+
+
+def test_the_vendor_is_known() -> None:
+    vendors = {"GenuineIntel", "AuthenticAMD", "HygonGenuine", "CentaurHauls", "Shanghai"}
+    assert len(cpu_flags() & vendors) == 1
 
 
 def test_hidden_flags_can_be_declared(monkeypatch: pytest.MonkeyPatch) -> None:

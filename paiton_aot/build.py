@@ -132,12 +132,11 @@ def _write(
 def _write_code(
     writer: BundleWriter, lowered: Lowered, options: BuildOptions, progress: Progress
 ) -> tuple[CodeObject, ...]:
-    levels = options.levels or LEVELS
     symbols = tuple(sorted(variant.symbol for variant in lowered.cpu.variants))
     objects = []
-    with progress.bar("compile", len(levels), "level") as advance, ThreadPoolExecutor(os.cpu_count()) as pool:
-        compiled = pool.map(lambda level: compile_level(level, lowered.cpu.variants, options.cache_dir), levels)
-        for level, code in zip(levels, compiled, strict=True):
+    with progress.bar("compile", len(LEVELS), "level") as advance, ThreadPoolExecutor(os.cpu_count()) as pool:
+        compiled = pool.map(lambda level: compile_level(level, lowered.cpu.variants, options.cache_dir), LEVELS)
+        for level, code in zip(LEVELS, compiled, strict=True):
             entry = writer.add_file(f"code/cpu/{level}.so", code)
             objects.append(CodeObject("cpu", level, entry, symbols, COMPILER))
             advance(1)

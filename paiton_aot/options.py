@@ -31,7 +31,8 @@ class BuildOptions:
         kv: precision of the KV cache.
         max_model_len: tokens of context. Default: the model's.
         max_num_seqs: sequences that one step can hold.
-        levels: instruction-set levels of the cpu target. Default: all.
+        name: model name to record. Default: what the checkpoint's metadata says.
+        cache_dir: where compiled kernels are kept.
     """
 
     targets: tuple[str, ...] = ("cpu",)
@@ -42,6 +43,5 @@ class BuildOptions:
     kv: str = "bf16"
     max_model_len: int | None = None
     max_num_seqs: int = 32
-    levels: tuple[str, ...] | None = None
     name: str | None = None
     cache_dir: Path = field(default_factory=default_cache_dir)

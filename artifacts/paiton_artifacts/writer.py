@@ -65,6 +65,7 @@ class BundleWriter:
         self.path = path.absolute()
         self._force = force
         self._temporary: LockedDirectory | None = None
+        self._made_parents: list[Path] = []  # innermost first
         self._check_output()
 
     @property
@@ -76,6 +77,7 @@ class BundleWriter:
 
     def __enter__(self) -> Self:
         with _full_disk(self.path):
+            self._made_parents = [parent for parent in self.path.parents if not parent.exists()]
             self.path.parent.mkdir(parents=True, exist_ok=True)
             remove_stale(self.path)
             self._temporary = LockedDirectory(self.path)
@@ -88,6 +90,10 @@ class BundleWriter:
             with _full_disk(self.path):
                 self._temporary.remove()
             self._temporary = None
+            for parent in self._made_parents:
+                if any(parent.iterdir()):  # somebody else has moved in
+                    break
+                parent.rmdir()
         if isinstance(error, OSError) and error.errno in FULL_ERRNOS:
             raise _disk_full(self.path, error) from error
 

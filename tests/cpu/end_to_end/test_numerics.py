@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from paiton_runtime.boot import BootOptions, boot
 from paiton_runtime.levels import LEVELS
 from tests.probe import runs_here
 from tests.reference import load_reference, perplexity, reference_logits, top1_agreement
@@ -55,34 +56,39 @@ def test_perplexity_and_top1_match_the_reference(
     assert agree >= AGREEMENT
 
 
-@pytest.mark.parametrize("level", ["generic", "x86-64-v3", "x86-64-v4", "x86-64-v4-bf16-vbmi"])
+@pytest.fixture(params=LEVELS)
+def level(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> str:
+    """Every level that this processor executes, whether /proc/cpuinfo admits it or not."""
+    name: str = request.param
+    if not runs_here(name, tmp_path_factory.getbasetemp()):
+        pytest.skip(f"this processor does not execute {name}")
+    monkeypatch.setenv("PAITON_CPU_FLAGS", " ".join(LEVELS[name]))
+    return name
+
+
 def test_every_level_matches_the_reference(
-    level: str,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path_factory: pytest.TempPathFactory,
-    smollm2_bundle: Path,
-    prompts: list[list[int]],
-    expected_of_prompts: list[NDArray[np.float32]],
+    level: str, smollm2_bundle: Path, prompts: list[list[int]], expected_of_prompts: list[NDArray[np.float32]]
 ) -> None:
-    if not runs_here(level, tmp_path_factory.getbasetemp()):
-        pytest.skip(f"this processor does not execute {level}")
-    monkeypatch.setenv("PAITON_CPU_FLAGS", " ".join(LEVELS[level]))
     _check_prompts(smollm2_bundle, prompts, expected_of_prompts, level)
 
 
 def test_three_ranks_match_the_reference(
+    level: str,
     build_bundle: Callable[..., Path],
     smollm2_gguf: Path,
     prompts: list[list[int]],
     expected_of_prompts: list[NDArray[np.float32]],
 ) -> None:
     bundle = build_bundle("smollm2-tp3", smollm2_gguf, "--tp", "3")
-    _check_prompts(bundle, prompts, expected_of_prompts)
+    _check_prompts(bundle, prompts, expected_of_prompts, level)
 
 
 @pytest.mark.parametrize("tp", [2, 4])
 def test_padded_heads_on_two_and_four_ranks_match_the_reference(
     tp: int,
+    level: str,
     build_bundle: Callable[..., Path],
     smollm2_padded_hf: Path,
     prompts: list[list[int]],
@@ -90,14 +96,10 @@ def test_padded_heads_on_two_and_four_ranks_match_the_reference(
 ) -> None:
     """A zero fourth group of heads and zero o_proj columns leave the logits of the 9-head model as they are."""
     bundle = build_bundle(f"smollm2-tp{tp}", smollm2_padded_hf, "--tp", str(tp))
-    _check_prompts(bundle, prompts, expected_of_prompts)
+    _check_prompts(bundle, prompts, expected_of_prompts, level)
 
 
-def _check_prompts(
-    bundle: Path, prompts: list[list[int]], expected: list[NDArray[np.float32]], level: str | None = None
-) -> None:
-    from paiton_runtime.boot import BootOptions, boot  # noqa: PLC0415
-
+def _check_prompts(bundle: Path, prompts: list[list[int]], expected: list[NDArray[np.float32]], level: str) -> None:
     with boot(bundle, BootOptions(level=level)) as model:
         ours = [logits_of(model, prompt) for prompt in prompts]
     agree, violations = top1_agreement(np.concatenate(ours), np.concatenate(expected), TOLERANCE)

@@ -8,6 +8,7 @@ parameters constant, and the micro-kernels below them are shared.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import os
@@ -15,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -120,6 +122,7 @@ def _run_compiler(
     level: str, unit: str, sources: dict[str, bytes], flags: list[str], cache_dir: Path, timeout: float
 ) -> bytes:
     cache_dir.mkdir(parents=True, exist_ok=True)
+    _remove_stale(cache_dir, older_than=2 * timeout)
     zig_cache = str((cache_dir / "zig").resolve())
     environment = {
         "PATH": os.defpath,
@@ -151,6 +154,15 @@ def _run_compiler(
         ) from None
     finally:
         shutil.rmtree(work)
+
+
+def _remove_stale(cache_dir: Path, older_than: float) -> None:
+    """Removes working folders that killed builds left; a living compiler's is younger than its timeout."""
+    oldest = time.time() - older_than
+    for folder in cache_dir.glob("compile-*"):
+        with contextlib.suppress(FileNotFoundError):  # another build was quicker to remove it
+            if folder.stat().st_mtime < oldest:
+                shutil.rmtree(folder)
 
 
 def _first_error(stderr: bytes) -> str:

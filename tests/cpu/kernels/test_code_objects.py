@@ -87,6 +87,17 @@ def test_a_hanging_compiler_is_killed(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("compile-*"))
 
 
+def test_folders_of_killed_builds_are_removed_and_those_of_living_ones_kept(tmp_path: Path) -> None:
+    old, young = tmp_path / "compile-old", tmp_path / "compile-young"
+    for folder in (old, young):
+        folder.mkdir()
+        (folder / "kernels.c").touch()
+    os.utime(old, (0, 0))
+    compile_level("generic", [FAMILIES["rope_table"].variant(HEAD_DIM=64)], tmp_path)
+    assert not old.exists()
+    assert (young / "kernels.c").exists()
+
+
 def test_an_import_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = 'double cos(double); __attribute__((visibility("default"))) double f(double x) { return cos(x); }'
     monkeypatch.setattr(compiler, "translation_unit", lambda _level, _variants: source)

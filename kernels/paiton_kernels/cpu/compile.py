@@ -8,19 +8,17 @@ parameters constant, and the micro-kernels below them are shared.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.metadata
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from paiton_artifacts.errors import CompilerError
+from paiton_artifacts.temporary import LockedDirectory, remove_stale
 from paiton_kernels.cpu.elf import check_standalone
 from paiton_kernels.spec import Variant
 
@@ -122,7 +120,7 @@ def _run_compiler(
     level: str, unit: str, sources: dict[str, bytes], flags: list[str], cache_dir: Path, timeout: float
 ) -> bytes:
     cache_dir.mkdir(parents=True, exist_ok=True)
-    _remove_stale(cache_dir, older_than=2 * timeout)
+    remove_stale(cache_dir / "compile")  # what killed builds left
     zig_cache = str((cache_dir / "zig").resolve())
     environment = {
         "PATH": os.defpath,
@@ -130,7 +128,8 @@ def _run_compiler(
         "ZIG_GLOBAL_CACHE_DIR": zig_cache,
         "ZIG_LOCAL_CACHE_DIR": zig_cache,
     }
-    work = Path(tempfile.mkdtemp(prefix="compile-", dir=cache_dir))
+    temporary = LockedDirectory(cache_dir / "compile")
+    work = temporary.path
     try:
         for name, content in sources.items():
             (work / name).write_bytes(content)
@@ -153,16 +152,7 @@ def _run_compiler(
             f"compiling level {level} took more than {timeout:g} s", hint="free CPU time on this machine and try again"
         ) from None
     finally:
-        shutil.rmtree(work)
-
-
-def _remove_stale(cache_dir: Path, older_than: float) -> None:
-    """Removes working folders that killed builds left; a living compiler's is younger than its timeout."""
-    oldest = time.time() - older_than
-    for folder in cache_dir.glob("compile-*"):
-        with contextlib.suppress(FileNotFoundError):  # another build was quicker to remove it
-            if folder.stat().st_mtime < oldest:
-                shutil.rmtree(folder)
+        temporary.remove()
 
 
 def _first_error(stderr: bytes) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from paiton_artifacts.errors import CompilerError, UnsupportedShapeError
+from paiton_artifacts.temporary import LockedDirectory
 from paiton_kernels import FAMILIES, Variant
 from paiton_kernels.cpu import compile as compiler
 from paiton_kernels.cpu.compile import LEVELS, compile_level
@@ -58,14 +59,14 @@ def test_the_same_variants_give_the_same_bytes_anywhere(
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1")
     again = compile_level(level, sample_variants()[::-1] * 2, Path("cache"))
     assert first == again
-    for text in (os.fsencode(compiler_cache), b"another place", b"kernels.c", b"compile-"):
+    for text in (os.fsencode(compiler_cache), b"another place", b"kernels.c", b".compile"):
         assert text not in first
 
 
 def test_a_cached_result_is_used_and_leaves_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     variants = [FAMILIES["rope_table"].variant(HEAD_DIM=64)]
     code = compile_level("generic", variants, tmp_path)
-    assert not list(tmp_path.glob("compile-*"))
+    assert not list(tmp_path.glob(".compile*"))
 
     def refuse(*_args: object, **_kwargs: object) -> None:
         raise AssertionError("the compiler ran again")
@@ -78,24 +79,22 @@ def test_a_compiler_error_names_the_level_and_the_first_error(tmp_path: Path, mo
     monkeypatch.setattr(compiler, "translation_unit", lambda _level, _variants: "int f(void) { return undeclared; }")
     with pytest.raises(CompilerError, match=r"level x86-64-v3 .*undeclared"):
         compile_level("x86-64-v3", [], tmp_path)
-    assert not list(tmp_path.glob("compile-*"))
+    assert not list(tmp_path.glob(".compile*"))
 
 
 def test_a_hanging_compiler_is_killed(tmp_path: Path) -> None:
     with pytest.raises(CompilerError, match="took more than"):
         compile_level("generic", [FAMILIES["rope_table"].variant(HEAD_DIM=32)], tmp_path, timeout=0.01)
-    assert not list(tmp_path.glob("compile-*"))
+    assert not list(tmp_path.glob(".compile*"))
 
 
 def test_folders_of_killed_builds_are_removed_and_those_of_living_ones_kept(tmp_path: Path) -> None:
-    old, young = tmp_path / "compile-old", tmp_path / "compile-young"
-    for folder in (old, young):
-        folder.mkdir()
-        (folder / "kernels.c").touch()
-    os.utime(old, (0, 0))
+    killed, living = LockedDirectory(tmp_path / "compile"), LockedDirectory(tmp_path / "compile")
+    killed.renamed()  # gives up the lock, as the kernel does for a process that dies
     compile_level("generic", [FAMILIES["rope_table"].variant(HEAD_DIM=64)], tmp_path)
-    assert not old.exists()
-    assert (young / "kernels.c").exists()
+    assert not killed.path.exists()
+    assert living.path.exists()
+    living.remove()
 
 
 def test_an_import_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

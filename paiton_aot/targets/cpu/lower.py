@@ -20,14 +20,11 @@ from paiton_artifacts.schema import Tensor
 from paiton_kernels.all_reduce import ALL_REDUCE
 from paiton_kernels.attention import ATTENTION
 from paiton_kernels.embed import EMBED
-from paiton_kernels.linear import LINEAR
+from paiton_kernels.linear import DECODE_ROWS, LINEAR
 from paiton_kernels.pack import PACK
 from paiton_kernels.rope_table import ROPE_TABLE
 from paiton_kernels.sample import SAMPLE
-from paiton_kernels.spec import Variant
-
-DECODE_ROWS = 8
-"""Up to this many rows a linear layer reads each weight once per batch without building a panel."""
+from paiton_kernels.spec import BLOCK_ELEMENTS, PACKED_ELEMENT_BYTES, Variant
 
 _WEIGHT_MACRO = {"fp8_e4m3fn": "FP8", "int8": "INT8", "bf16": "BF16"}
 _ACT_MACRO = {"bf16": "BF16", "fp8-static": "FP8_STATIC", "fp8-dynamic": "FP8_DYNAMIC"}
@@ -253,7 +250,8 @@ class Lowering:
 
     def _pack(self, op: Linear, source: _Input, macros: Mapping[str, str | int], rows: int) -> dict[str, Reference]:
         """Emits the packing of a linear layer's input, and returns the references to what it leaves."""
-        packed = Scratch("packed", rows * align_up(int(macros["K"]), 64) * 4, Access.WRITE)
+        row_bytes = align_up(int(macros["K"]), BLOCK_ELEMENTS) * PACKED_ELEMENT_BYTES
+        packed = Scratch("packed", rows * row_bytes, Access.WRITE)
         scales = Scratch("packed_scale", rows * 4, Access.WRITE)
         references = {
             "counts": Io("counts"),

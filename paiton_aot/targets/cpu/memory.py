@@ -8,8 +8,8 @@ from paiton_aot.checkpoint.base import ModelConfig
 from paiton_aot.weights import padded_vocab
 from paiton_artifacts.layout import ROW_ALIGNMENT, TENSOR_ALIGNMENT, align_up
 from paiton_artifacts.schema import IoField
+from paiton_kernels.spec import KV_BLOCK_TOKENS
 
-KV_BLOCK_TOKENS = 16
 _IO_BYTES = {"i32": 4, "f32": 4, "u64": 8}
 _KV_BYTES = {"bf16": 2, "fp8": 1}
 

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from paiton_aot.program import Program
-from paiton_aot.targets.cpu.lower import DECODE_ROWS, Bucket, Lowering
-from paiton_aot.targets.cpu.memory import KV_BLOCK_TOKENS, Shape, io_extent, io_fields
+from paiton_aot.targets.cpu.lower import Bucket, Lowering
+from paiton_aot.targets.cpu.memory import Shape, io_extent, io_fields
 from paiton_aot.targets.draft import Comm, Draft, Io, Kv, RankTimes, Reference, Scratch, Weight
 from paiton_aot.targets.scratch import allocate
 from paiton_aot.targets.segments import fold
 from paiton_artifacts.layout import TENSOR_ALIGNMENT, Region, align_up
 from paiton_artifacts.plan import Access, Launch, Plan, Relocation, RelocationKind
 from paiton_artifacts.schema import MemoryPlan, Tensor
-from paiton_kernels.spec import Variant
+from paiton_kernels.linear import DECODE_ROWS
+from paiton_kernels.spec import KV_BLOCK_TOKENS, Variant
 
 TARGET = "cpu"
 PROFILE = "any"

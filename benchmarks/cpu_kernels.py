@@ -20,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.common import WORK, parser, save
-from paiton_kernels import FAMILIES, Variant
 from paiton_kernels.cpu.compile import LEVELS, compile_level
+from paiton_kernels.families import FAMILIES
 from paiton_kernels.numeric_formats import bf16_bits
+from paiton_kernels.spec import Variant
 
 LAYERS = 30
 HEADS = {"Q_HEADS": 9, "KV_HEADS": 3, "HEAD_DIM": 64}

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import paiton_aot
 from paiton_aot.checkpoint import open_checkpoint
@@ -16,13 +17,17 @@ from paiton_aot.checkpoint.base import Checkpoint, TokenizerFiles, expect_tensor
 from paiton_aot.convert import write_tensors
 from paiton_aot.goldens import REFERENCE_LEVEL, check_levels, make_goldens
 from paiton_aot.lower import Lowered, lower
-from paiton_aot.options import BuildOptions
+from paiton_aot.options import CPU, BuildOptions
 from paiton_aot.progress import Progress
+from paiton_artifacts.kernel_table import encode_kernel_table
 from paiton_artifacts.layout import FORMAT_MINOR, RUNTIME_ABI
 from paiton_artifacts.plan import Plan, encode_plan
 from paiton_artifacts.schema import Blob, CodeObject, Manifest, PlanFile, Tokenizer
 from paiton_artifacts.writer import BundleWriter
 from paiton_kernels.cpu.compile import COMPILER, LEVELS, compile_level
+
+if TYPE_CHECKING:
+    from paiton_aot.targets.gpu.build import GpuTarget  # needs triton, which a build for the cpu does without
 
 _FLOATS = ("bf16", "f16", "f32")
 
@@ -34,6 +39,7 @@ class BuildResult:
     bundle: Path
     lowered: Lowered
     bytes: int = 0
+    gpus: tuple[GpuTarget, ...] = ()
     verified: tuple[str, ...] = ()  # levels that ran here and met the goldens
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -107,10 +113,13 @@ def _write(
     lowered = result.lowered
     with result.stage("compile"):
         code = _write_code(writer, lowered, options, progress)
+        result.gpus = _build_gpus(lowered, options, progress)
+        code += tuple(_write_archive(writer, gpu) for gpu in result.gpus)
     with result.stage("convert"):
         blobs = _write_blobs(writer, checkpoint, lowered, options.tp, progress)
     with result.stage("plan"):
-        plans = tuple(_write_plan(writer, plan) for plan in lowered.cpu.plans)
+        made = [*lowered.cpu.plans, *(plan for gpu in result.gpus for plan in gpu.plans)]
+        plans = tuple(_write_plan(writer, plan) for plan in made)
     manifest = Manifest(
         format_minor=FORMAT_MINOR,
         runtime_abi=RUNTIME_ABI,
@@ -119,7 +128,7 @@ def _write(
         tp=options.tp,
         blobs=blobs,
         tensors=tuple(lowered.tensors),
-        memory=(lowered.cpu.memory,),
+        memory=(lowered.cpu.memory, *(memory for gpu in result.gpus for memory in gpu.memory)),
         code_objects=code,
         plans=plans,
         tokenizer=_write_tokenizer(writer, tokenizer),
@@ -138,9 +147,25 @@ def _write_code(
         compiled = pool.map(lambda level: compile_level(level, lowered.cpu.variants, options.cache_dir), LEVELS)
         for level, code in zip(LEVELS, compiled, strict=True):
             entry = writer.add_file(f"code/cpu/{level}.so", code)
-            objects.append(CodeObject("cpu", level, entry, symbols, COMPILER))
+            objects.append(CodeObject("cpu", level, entry, None, symbols, COMPILER))
             advance(1)
     return tuple(objects)
+
+
+def _build_gpus(lowered: Lowered, options: BuildOptions, progress: Progress) -> tuple[GpuTarget, ...]:
+    if not options.targets:
+        return ()
+    from paiton_aot.targets.gpu.build import build_targets  # noqa: PLC0415  (needs triton)
+
+    return build_targets(lowered, options, progress)
+
+
+def _write_archive(writer: BundleWriter, gpu: GpuTarget) -> CodeObject:
+    folder = f"code/{gpu.target.slug}"
+    code = writer.add_file(f"{folder}/kernels.bin", gpu.code)
+    table = writer.add_file(f"{folder}/kernels.table", encode_kernel_table(gpu.table, len(gpu.code)))
+    symbols = tuple(kernel.symbol for kernel in gpu.table.kernels)
+    return CodeObject(gpu.target.name, gpu.target.level, code, table, symbols, gpu.compiler)
 
 
 def _write_blobs(
@@ -169,7 +194,8 @@ def source_bytes(checkpoint: Checkpoint, lowered: Lowered) -> int:
 
 
 def _write_plan(writer: BundleWriter, plan: Plan) -> PlanFile:
-    path = f"plans/{plan.target}/{plan.family}-t{plan.tokens}-r{plan.requests}.plan"
+    folder = plan.target.replace(":", "-") + ("" if plan.target == CPU else f"/{plan.profile}")
+    path = f"plans/{folder}/{plan.family}-t{plan.tokens}-r{plan.requests}.plan"
     entry = writer.add_file(path, encode_plan(plan))
     return PlanFile(plan.target, plan.profile, plan.family, plan.tokens, plan.requests, entry)
 

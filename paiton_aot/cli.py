@@ -9,12 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from paiton_aot import __version__
-from paiton_aot.options import LM_HEADS, PRECISIONS, TARGETS, WEIGHTS, BuildOptions
+from paiton_aot.options import CPU, LM_HEADS, PRECISIONS, WEIGHTS, BuildOptions
 from paiton_artifacts.command_line import CommandParser, run
 from paiton_artifacts.errors import UnsupportedTargetError, UsageError
+from paiton_kernels.gpu.devices import PROFILES, TARGETS, profile_named
 
 RESERVED = ("tune", "push", "eval", "gc", "ls", "diff")
 """First words that later versions give a meaning; a directory of that name is written ./NAME."""
+
+MAX_BATCHED_TOKENS = 1 << 16
 
 _EPILOG = """examples:
   paiton-build SmolLM2-135M-Instruct.gguf -o smollm2.bundle
@@ -64,15 +67,29 @@ def _run(argv: list[str]) -> int:
 
 
 def _options(args: argparse.Namespace) -> BuildOptions:
-    for target in args.target or TARGETS:
+    targets = tuple(dict.fromkeys(target for target in args.target or () if target != CPU))
+    for target in targets:
         if target not in TARGETS:
-            raise UnsupportedTargetError(f"--target {target} is unknown", hint=f"one of {', '.join(TARGETS)}")
+            known = ", ".join([CPU, *TARGETS])
+            raise UnsupportedTargetError(f"--target {target} is unknown", hint=f"one of {known}")
+    for name in args.profile or ():
+        profile_named(name)
     for flag, value in (("--tp", args.tp), ("--max-num-seqs", args.max_num_seqs)):
         if not 1 <= value <= 1024:
             raise UsageError(f"{flag} {value} is out of range", hint="use 1 to 1024")
+    tokens = args.max_num_batched_tokens
+    if tokens is not None and not (1 <= tokens <= MAX_BATCHED_TOKENS and tokens.bit_count() == 1):
+        raise UsageError(
+            f"--max-num-batched-tokens {tokens} is no power of two", hint=f"use 1, 2, 4 ... {MAX_BATCHED_TOKENS}"
+        )
+    if args.candidates < 0:
+        raise UsageError(f"--candidates {args.candidates} is negative", hint="use 0 for all")
     defaults = BuildOptions()
     return BuildOptions(
-        targets=tuple(args.target or TARGETS),
+        targets=targets,
+        profiles=tuple(args.profile or ()),
+        tuning_tables=tuple(args.tuning_table or ()),
+        candidates=args.candidates,
         tp=args.tp,
         weights=args.weights,
         lm_head=args.lm_head,
@@ -80,6 +97,7 @@ def _options(args: argparse.Namespace) -> BuildOptions:
         kv=args.kv,
         max_model_len=args.max_model_len,
         max_num_seqs=args.max_num_seqs,
+        max_num_batched_tokens=args.max_num_batched_tokens,
         name=args.name,
         cache_dir=args.cache_dir or defaults.cache_dir,
     )
@@ -103,7 +121,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cache-dir", type=Path, help="where compiled kernels are kept (default: ~/.cache/paiton)")
     parser.add_argument("--version", action="version", version=f"paiton-build {__version__}")
     shape = parser.add_argument_group("what the bundle holds")
-    shape.add_argument("--target", action="append", metavar="TARGET", help=f"one of {', '.join(TARGETS)}; repeatable")
+    shape.add_argument(
+        "--target", action="append", metavar="TARGET", help=f"besides cpu: one of {', '.join(TARGETS)}; repeatable"
+    )
+    shape.add_argument(
+        "--profile",
+        action="append",
+        metavar="DEVICE",
+        help=f"devices to plan for: {', '.join(PROFILES)}; repeatable (default: the usual one of each target)",
+    )
     shape.add_argument("-tp", "--tp", type=int, default=1, help="tensor-parallel ranks (default: 1)")
     shape.add_argument("--weights", choices=WEIGHTS, help="storage of linear layers (default: fp8)")
     shape.add_argument(
@@ -113,6 +139,23 @@ def _parser() -> argparse.ArgumentParser:
     shape.add_argument("--kv", choices=PRECISIONS, default="bf16", help="KV cache")
     shape.add_argument("--max-model-len", type=int, metavar="N", help="tokens of context (default: the model's)")
     shape.add_argument("--max-num-seqs", type=int, default=32, metavar="N", help="sequences in one step (default: 32)")
+    shape.add_argument(
+        "--max-num-batched-tokens",
+        type=int,
+        metavar="N",
+        help="tokens in one step, a power of two (default: 512 on the cpu, 2048 on GPUs)",
+    )
+    tuning = parser.add_argument_group("how GPU kernels are tuned")
+    tuning.add_argument(
+        "--tuning-table", action="append", type=Path, metavar="FILE", help="written by `paiton-build tune`; repeatable"
+    )
+    tuning.add_argument(
+        "--candidates",
+        type=int,
+        default=0,
+        metavar="N",
+        help="configurations to compile and rank for a kernel that no table knows (default: 0, all)",
+    )
     return parser
 
 

@@ -11,8 +11,8 @@ from paiton_aot.models import architecture_of
 from paiton_aot.models.storage import Storage
 from paiton_aot.options import BuildOptions
 from paiton_aot.program import Program
-from paiton_aot.targets.cpu.memory import Shape
 from paiton_aot.targets.cpu.plans import MAX_TOKENS, CpuPlans, make_plans
+from paiton_aot.targets.shape import Shape
 from paiton_aot.weights import WeightSpec, check_tp, scale_specs
 from paiton_artifacts.errors import UsageError
 from paiton_artifacts.schema import ModelFacts, Rope, Tensor
@@ -27,6 +27,7 @@ class Lowered:
     specs: Sequence[WeightSpec]
     tensors: Sequence[Tensor]
     blob_bytes: int
+    shape: Shape
     cpu: CpuPlans
 
 
@@ -44,10 +45,10 @@ def lower(checkpoint: Checkpoint, options: BuildOptions) -> Lowered:
     specs = scale_specs(architecture.weights(checkpoint, storage))
     tensors = lay_out(specs, options.tp, checkpoint.config.kv_heads)
     facts = _facts(checkpoint, storage, options)
-    limits = (MAX_TOKENS, options.max_num_seqs, facts.max_model_len)
+    limits = (options.max_num_batched_tokens or MAX_TOKENS, options.max_num_seqs, facts.max_model_len)
     shape = Shape.of(checkpoint.config, options.tp, storage.kv_cache, limits)
     size = blob_size(tensors)
-    return Lowered(facts, program, specs, tensors, size, make_plans(program, tensors, size, shape))
+    return Lowered(facts, program, specs, tensors, size, shape, make_plans(program, tensors, size, shape))
 
 
 def _facts(checkpoint: Checkpoint, storage: Storage, options: BuildOptions) -> ModelFacts:

@@ -45,6 +45,7 @@ def check_manifest(manifest: Manifest, what: str) -> None:
 def files_of(manifest: Manifest) -> list[FileEntry]:
     """Returns every file of a bundle except the manifest and the blobs."""
     files = [code.file for code in manifest.code_objects] + [plan.file for plan in manifest.plans]
+    files += [code.kernels for code in manifest.code_objects if code.kernels is not None]
     files.append(manifest.tokenizer.file)
     if manifest.tokenizer.chat_template is not None:
         files.append(manifest.tokenizer.chat_template)
@@ -185,7 +186,7 @@ def _check_parts(tensor: Tensor, tp: int) -> None:
 
 
 def _check_memory(memory: MemoryPlan, manifest: Manifest) -> None:
-    where = f"memory plan of target {memory.target!r}"
+    where = f"memory plan of target {memory.target!r}, profile {memory.profile!r}"
     size = manifest.blobs[0].size
     _require(memory.weights_bytes == size, f"{where} has {memory.weights_bytes} bytes of weights, the blobs {size}")
     vocabulary = manifest.model.vocab_size
@@ -197,6 +198,7 @@ def _check_memory(memory: MemoryPlan, manifest: Manifest) -> None:
     logits_end = memory.logits_offset + memory.max_requests * memory.logits_stride * 4
     _require_inside(logits_end, memory.comm_bytes, f"{where}: the logits' extent in comm")
     _require_unique((field.name for field in memory.io), f"io fields of {where}")
+    _require_inside(memory.io_input_bytes, memory.io_bytes, f"{where}: the input part of io")
     end = 0
     for field in sorted(memory.io, key=lambda field: field.offset):
         width = IO_DTYPE_BYTES[field.dtype]
@@ -209,18 +211,20 @@ def _check_memory(memory: MemoryPlan, manifest: Manifest) -> None:
 
 
 def _check_code_and_plans(manifest: Manifest) -> None:
-    _require_unique((memory.target for memory in manifest.memory), "memory plans' targets")
+    _require_unique(((memory.target, memory.profile) for memory in manifest.memory), "memory plans")
     _require_unique(((code.target, code.level) for code in manifest.code_objects), "code objects")
     _require_unique(((p.target, p.profile, p.family, p.tokens, p.requests) for p in manifest.plans), "plans")
-    memory = {memory.target: memory for memory in manifest.memory}
+    memory = {(memory.target, memory.profile): memory for memory in manifest.memory}
+    targets = {target for target, _ in memory}
     for code in manifest.code_objects:
         where = f"code object {code.file.path!r}"
-        _require(code.target in memory, f"{where} is for target {code.target!r}, which has no memory plan")
+        _require(code.target in targets, f"{where} is for target {code.target!r}, which has no memory plan")
         _require(list(code.symbols) == sorted(set(code.symbols)), f"{where} has symbols out of order or twice")
     for plan in manifest.plans:
         where = f"plan {plan.file.path!r}"
-        _require(plan.target in memory, f"{where} is for target {plan.target!r}, which has no memory plan")
-        largest = memory[plan.target]
+        device = f"target {plan.target!r} and profile {plan.profile!r}"
+        _require((plan.target, plan.profile) in memory, f"{where} is for {device}, which have no memory plan")
+        largest = memory[plan.target, plan.profile]
         _require(
             plan.tokens <= largest.max_tokens and plan.requests <= largest.max_requests,
             f"{where} of {plan.tokens} tokens and {plan.requests} requests exceeds the memory plan's"

@@ -1,4 +1,4 @@
-"""The container of the manifest and of each plan: a checked header in front of compressed msgpack.
+"""The container of manifest, plans and kernel tables: a checked header in front of compressed msgpack.
 
 ::
 
@@ -25,6 +25,7 @@ import msgpack
 import zstandard
 
 from paiton_artifacts.errors import (
+    CodeObjectError,
     DigestMismatchError,
     ManifestError,
     PlanError,
@@ -35,6 +36,8 @@ from paiton_artifacts.layout import FORMAT_MAJOR
 from paiton_artifacts.limits import (
     MAX_BINARY,
     MAX_ITEMS,
+    MAX_KERNEL_TABLE_BYTES,
+    MAX_KERNEL_TABLE_COMPRESSED,
     MAX_MANIFEST_BYTES,
     MAX_MANIFEST_COMPRESSED,
     MAX_MAPS,
@@ -62,6 +65,7 @@ class Kind:
 
 MANIFEST = Kind(b"PAITONMF", MAX_MANIFEST_COMPRESSED, MAX_MANIFEST_BYTES, ManifestError)
 PLAN = Kind(b"PAITONPL", MAX_PLAN_COMPRESSED, MAX_PLAN_BYTES, PlanError)
+KERNELS = Kind(b"PAITONKT", MAX_KERNEL_TABLE_COMPRESSED, MAX_KERNEL_TABLE_BYTES, CodeObjectError)
 
 
 def pack(kind: Kind, value: object, *, major: int = FORMAT_MAJOR) -> bytes:

@@ -35,7 +35,10 @@
     ├── ResourceError                7
     │   ├── DiskFullError
     │   ├── OutOfMemoryError
-    │   └── CompilerError
+    │   ├── CompilerError
+    │   ├── DeviceNotFoundError
+    │   └── DriverError
+    │       └── DeviceFaultError
     └── LockTimeoutError             75
 
 Exit codes follow the BSD habit of one code per class of failure; 130 and 143 are left to signals.
@@ -202,6 +205,31 @@ class OutOfMemoryError(ResourceError):
 
 class CompilerError(ResourceError):
     """A kernel did not compile, or the compiler is absent or hung."""
+
+
+class DeviceNotFoundError(ResourceError):
+    """The driver library of a GPU is absent or too old, or there is no device as asked for."""
+
+
+class DriverError(ResourceError):
+    """A call into the driver library of a GPU failed.
+
+    Args:
+        operation: what was tried, with the driver's function.
+        name: the driver's name of its error code.
+        code: the error code.
+        hint: one line that says what to do.
+    """
+
+    def __init__(self, operation: str, name: str, code: int, *, hint: str = "") -> None:
+        self.operation = operation
+        self.name = name
+        self.code = code
+        super().__init__(f"{operation} failed: {name} ({code})", hint=hint)
+
+
+class DeviceFaultError(DriverError):
+    """A kernel crashed; nothing on its device can be trusted or used any more by this process."""
 
 
 class LockTimeoutError(PaitonError):

@@ -7,11 +7,11 @@ from enum import IntEnum
 FORMAT_MAJOR = 1
 """Version of the bundle format; a reader refuses another major version."""
 
-FORMAT_MINOR = 0
+FORMAT_MINOR = 1
 """Minor version: later ones only add fields that an older reader may ignore."""
 
-RUNTIME_ABI = 1
-"""Version of what code objects and plans expect of the host library (calling convention, regions, flags)."""
+RUNTIME_ABI = 2
+"""Version of what code objects and plans expect of their executor (calling convention, regions, flags, io fields)."""
 
 EXTENT_ALIGNMENT = 2 << 20
 """Blobs are padded to this many bytes, so that O_DIRECT, huge pages and DMA are happy."""
@@ -24,6 +24,9 @@ ROW_ALIGNMENT = 16
 
 CHUNK_BYTES = 64 << 20
 """Blobs are digested in chunks of at most this many bytes, cut at tensor boundaries where possible."""
+
+CODE_ALIGNMENT = 256
+"""Every image in the archive of a GPU code object starts at a multiple of this many bytes."""
 
 MANIFEST_NAME = "manifest.msgpack"
 

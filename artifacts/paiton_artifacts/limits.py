@@ -10,6 +10,8 @@ MAX_MANIFEST_COMPRESSED = 4 << 20
 MAX_MANIFEST_BYTES = 16 << 20
 MAX_PLAN_COMPRESSED = 2 << 20
 MAX_PLAN_BYTES = 8 << 20
+MAX_KERNEL_TABLE_COMPRESSED = 2 << 20
+MAX_KERNEL_TABLE_BYTES = 16 << 20
 
 MAX_MAPS = 1 << 18
 """Maps in one msgpack payload: an empty map is 1 byte on the wire but 64 in memory."""
@@ -75,6 +77,19 @@ MAX_UNROLLED_LAUNCHES = 1 << 20
 
 MAX_ARGUMENT_BYTES = 4096
 """Packed arguments of one launch."""
+
+MAX_ARGUMENTS = 128
+"""Arguments of one GPU kernel."""
+
+MAX_GRID = (1 << 31) - 1
+MAX_GRID_YZ = (1 << 16) - 1
+"""Blocks of one launch: along x, and along y and z."""
+
+MAX_THREADS = 1024
+"""Threads of one block."""
+
+MAX_SHARED_BYTES = 1 << 18
+"""Shared memory of one block."""
 
 MAX_RELOCATIONS = MAX_ARGUMENT_BYTES // 8
 """Relocations of one launch: at most one per 8-byte field."""

@@ -66,12 +66,13 @@ class Relocation:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """One kernel, run by every worker of a rank's team; a team barrier separates it from the next."""
+    """One kernel: run by every worker of a rank's team (cpu), or by `grid` blocks (GPUs), after the one before it."""
 
     symbol: str
     flags: LaunchFlag
-    args: bytes  # every field 8 bytes wide, little-endian; relocated fields hold 0
+    args: bytes  # little-endian; relocated fields hold 0; cpu: 8 bytes each, GPUs: as the kernel table says
     relocations: tuple[Relocation, ...]
+    grid: tuple[int, ...] = (1, 1, 1)  # blocks along x, y and z
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +89,13 @@ class Plan:
 
     target: str
     profile: str
-    family: str  # "forward" or "sample"
+    family: str  # one of FAMILIES
     tokens: int
     requests: int
     segments: tuple[Segment, ...]
 
 
-FAMILIES = ("forward", "sample")
+FAMILIES = ("forward", "sample", "history")
 """What a plan can be for."""
 
 _PLANNER = "this is a bug in the planner"
@@ -137,6 +138,7 @@ def encode_plan(plan: Plan) -> bytes:
                     "flags": int(launch.flags),
                     "args": launch.args,
                     "relocations": pack_relocations(launch.relocations),
+                    "grid": list(launch.grid),
                 }
                 for launch in segment.launches
             ],
@@ -298,10 +300,25 @@ def _arguments(value: object) -> bytes:
     return data
 
 
+_BLOCKS = sequence(integer(1, limits.MAX_GRID), 3, low=3)
+
+
+def _grid(value: object) -> tuple[int, ...]:
+    """Accepts the blocks of a launch along three axes."""
+    grid = _BLOCKS(value)
+    if max(grid[1:]) > limits.MAX_GRID_YZ:
+        raise RejectedError(f"is {list(grid)}, more than {limits.MAX_GRID_YZ} blocks along y or z")
+    return grid
+
+
 SYMBOL: Rule[str] = pattern(r"[A-Za-z_][A-Za-z0-9_]*", limits.MAX_NAME, "a C identifier")
 WORD: Rule[str] = pattern(r"[A-Za-z0-9][A-Za-z0-9._-]*", 64, "a word of letters, digits, '.', '_' and '-'")
 
-_LAUNCH = struct_rule(Launch, exact=True, symbol=SYMBOL, flags=_flags, args=_arguments, relocations=_relocations)
+TARGET: Rule[str] = pattern(r"[A-Za-z0-9][A-Za-z0-9._:-]*", 64, "a word of letters, digits, '.', '_', ':' and '-'")
+
+_LAUNCH = struct_rule(
+    Launch, exact=True, symbol=SYMBOL, flags=_flags, args=_arguments, relocations=_relocations, grid=_grid
+)
 _SEGMENT = struct_rule(
     Segment,
     exact=True,
@@ -311,7 +328,7 @@ _SEGMENT = struct_rule(
 _PLAN = struct_rule(
     Plan,
     exact=True,
-    target=WORD,
+    target=TARGET,
     profile=WORD,
     family=choice(*FAMILIES),
     tokens=integer(1, limits.MAX_TOKENS),

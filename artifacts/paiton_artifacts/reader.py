@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +13,14 @@ from paiton_artifacts import container
 from paiton_artifacts.consistency import files_of
 from paiton_artifacts.errors import (
     BundleNotFoundError,
+    CodeObjectError,
     DigestMismatchError,
     FileSizeError,
     PlanError,
     UnsupportedTargetError,
 )
 from paiton_artifacts.files import check_size, open_inside, read_bounded
+from paiton_artifacts.kernel_table import Kernel, check_launches, decode_kernel_table
 from paiton_artifacts.layout import MANIFEST_NAME, Region
 from paiton_artifacts.plan import Plan, check_plan, decode_plan
 from paiton_artifacts.schema import CodeObject, FileEntry, Manifest, MemoryPlan, PlanFile
@@ -64,28 +66,48 @@ class Bundle:
         """Opens a rank's blob for reading, following no link; gives a file descriptor."""
         return open_inside(self.path, self.manifest.blobs[rank].path)
 
-    def memory(self, target: str) -> MemoryPlan:
-        """Returns the memory plan of a target.
+    def memory(self, target: str, profile: str | None = None) -> MemoryPlan:
+        """Returns the memory plan of a target, of its first profile where none is named.
 
         Raises:
             UnsupportedTargetError: the bundle was not built for it.
         """
         for memory in self.manifest.memory:
-            if memory.target == target:
+            if memory.target == target and profile in (None, memory.profile):
                 return memory
-        targets = ", ".join(memory.target for memory in self.manifest.memory) or "none"
+        built = ", ".join(f"{memory.target} ({memory.profile})" for memory in self.manifest.memory) or "none"
+        wanted = target if profile is None else f"{target} ({profile})"
+        flags = f"--target {target}" + ("" if profile is None else f" --profile {profile}")
         raise UnsupportedTargetError(
-            f"{self.path}: no target {target!r}, the bundle has: {targets}",
-            hint=f"build it with --target {target}, or choose one that it has",
+            f"{self.path}: no target {wanted!r}, the bundle has: {built}",
+            hint=f"build it with {flags}, or choose one that it has",
         )
 
     def code_objects(self, target: str) -> dict[str, CodeObject]:
         """Returns the code objects of a target by level."""
         return {code.level: code for code in self.manifest.code_objects if code.target == target}
 
-    def extents(self, target: str) -> dict[Region, int]:
+    def kernels(self, target: str) -> dict[str, Kernel]:
+        """Returns the kernels of a GPU target by symbol; none for the cpu, whose code objects have no kernel table.
+
+        Raises:
+            VerificationError: a kernel table is damaged, or does not list the code object's symbols.
+        """
+        kernels: dict[str, Kernel] = {}
+        for code in self.code_objects(target).values():
+            if code.kernels is None:
+                continue
+            what = str(self.path / code.kernels.path)
+            table = decode_kernel_table(self.read_file(code.kernels), code.file.size, what)
+            listed = tuple(kernel.symbol for kernel in table.kernels)
+            if table.target != target or listed != code.symbols:
+                raise CodeObjectError(f"{what}: is not the kernel table that the manifest declares", hint=_HINT)
+            kernels |= {kernel.symbol: kernel for kernel in table.kernels}
+        return kernels
+
+    def extents(self, target: str, profile: str | None = None) -> dict[Region, int]:
         """Returns the bytes of each region that a plan may refer to; for KV those of one block."""
-        memory = self.memory(target)
+        memory = self.memory(target, profile)
         return {
             Region.WEIGHTS: memory.weights_bytes,
             Region.IO: memory.io_bytes,
@@ -95,8 +117,12 @@ class Bundle:
             Region.COMM: memory.comm_bytes,
         }
 
-    def load_plan(self, entry: PlanFile) -> Plan:
+    def load_plan(self, entry: PlanFile, kernels: Mapping[str, Kernel] | None = None) -> Plan:
         """Returns a plan, read, decoded and checked against the bundle.
+
+        Args:
+            entry: of the manifest.
+            kernels: what `kernels` returned for its target, where several plans are loaded.
 
         Raises:
             VerificationError: it is damaged, malformed, out of bounds or not the plan that the manifest declares.
@@ -107,20 +133,24 @@ class Bundle:
         found = (plan.target, plan.profile, plan.family, plan.tokens, plan.requests)
         if found != declared:
             raise PlanError(f"{what}: holds the plan {found}, the manifest declares {declared}", hint=_HINT)
-        check_plan(plan, self.extents(entry.target), self.manifest.tp, self._symbols(entry.target))
+        extents = self.extents(entry.target, entry.profile)
+        check_plan(plan, extents, self.manifest.tp, self._symbols(entry.target))
+        if known := self.kernels(entry.target) if kernels is None else kernels:
+            check_launches(plan, known)
         return plan
 
-    def plans(self, target: str) -> Iterator[tuple[PlanFile, Plan]]:
-        """Yields every plan of a target, each as `load_plan` returns it.
+    def plans(self, target: str, profile: str | None = None) -> Iterator[tuple[PlanFile, Plan]]:
+        """Yields every plan of a target, of its first profile where none is named, each as `load_plan` returns it.
 
         Raises:
             UnsupportedTargetError: the bundle was not built for the target.
             VerificationError: as `load_plan`.
         """
-        self.memory(target)
+        chosen = self.memory(target, profile).profile
+        kernels = self.kernels(target)
         for entry in self.manifest.plans:
-            if entry.target == target:
-                yield entry, self.load_plan(entry)
+            if (entry.target, entry.profile) == (target, chosen):
+                yield entry, self.load_plan(entry, kernels)
 
     def _symbols(self, target: str) -> frozenset[str]:
         """Returns the symbols that every level has: a plan must run on each of them."""

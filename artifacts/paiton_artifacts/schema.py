@@ -105,11 +105,12 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True)
 class CodeObject:
-    """Compiled kernels for one level of one target."""
+    """Compiled kernels for one level of one target: a shared object (cpu), or an archive of images (GPUs)."""
 
-    target: str  # "cpu"
-    level: str  # "generic", "x86-64-v3", ...
+    target: str  # "cpu", "hip:gfx942", ...
+    level: str  # "generic", "x86-64-v3", ...; of a GPU target its architecture
     file: FileEntry
+    kernels: FileEntry | None  # the kernel table of an archive (kernel_table.py)
     symbols: tuple[str, ...]  # sorted
     compiler: str  # name and version of what compiled it
 
@@ -120,7 +121,7 @@ class PlanFile:
 
     target: str
     profile: str
-    family: str  # "forward" or "sample"
+    family: str  # "forward", "sample" or "history"
     tokens: int
     requests: int
     file: FileEntry
@@ -138,15 +139,17 @@ class IoField:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """Exact bytes of every region of one rank, for one target.
+    """Exact bytes of every region of one rank, for one profile of one target.
 
     scratch region = scratch_bytes + workers * worker_scratch_bytes (workers: threads of the rank's team);
     kv region = blocks * kv_block_bytes, where a block holds kv_block_tokens tokens of every layer.
     """
 
     target: str
+    profile: str
     weights_bytes: int
     io_bytes: int
+    io_input_bytes: int  # from the start of the io region: what the host writes before every step
     scratch_bytes: int
     worker_scratch_bytes: int
     comm_bytes: int
@@ -206,7 +209,7 @@ class Manifest:
     tp: int
     blobs: tuple[Blob, ...]  # by rank
     tensors: tuple[Tensor, ...]  # by offset
-    memory: tuple[MemoryPlan, ...]  # one per target
+    memory: tuple[MemoryPlan, ...]  # one per target and profile
     code_objects: tuple[CodeObject, ...]
     plans: tuple[PlanFile, ...]
     tokenizer: Tokenizer

@@ -9,7 +9,7 @@ from paiton_artifacts import limits, schema
 from paiton_artifacts.consistency import check_manifest
 from paiton_artifacts.errors import ManifestError, UnsupportedVersionError
 from paiton_artifacts.layout import CHUNK_BYTES, DTYPE_BYTES, RUNTIME_ABI
-from paiton_artifacts.plan import FAMILIES, SYMBOL, WORD
+from paiton_artifacts.plan import FAMILIES, SYMBOL, TARGET, WORD
 from paiton_artifacts.rules import (
     Rule,
     apply,
@@ -101,16 +101,17 @@ def _file(max_bytes: int) -> Rule[schema.FileEntry]:
 
 _CODE_OBJECT = struct(
     schema.CodeObject,
-    target=WORD,
+    target=TARGET,
     level=WORD,
     file=_file(limits.MAX_CODE_OBJECT_BYTES),
+    kernels=optional(_file(limits.MAX_KERNEL_TABLE_COMPRESSED + 4096)),
     symbols=sequence(SYMBOL, limits.MAX_SYMBOLS),
     compiler=_FREE_TEXT,
 )
 
 _PLAN_FILE = struct(
     schema.PlanFile,
-    target=WORD,
+    target=TARGET,
     profile=WORD,
     family=choice(*FAMILIES),
     tokens=_TOKENS,
@@ -124,9 +125,11 @@ _IO_FIELD = struct(
 
 _MEMORY = struct(
     schema.MemoryPlan,
-    target=WORD,
+    target=TARGET,
+    profile=WORD,
     weights_bytes=_BYTES,
     io_bytes=_BYTES,
+    io_input_bytes=_BYTES,
     scratch_bytes=_BYTES,
     worker_scratch_bytes=_BYTES,
     comm_bytes=_BYTES,

@@ -1,16 +1,4 @@
-"""Kernel families: their specs, their C sources for the CPU, float64 references and case generators."""
+"""Kernel families: specs, float64 references, C sources for the CPU (`cpu/`), Triton sources for GPUs (`gpu/`).
 
-from __future__ import annotations
-
-from paiton_kernels.all_reduce import ALL_REDUCE
-from paiton_kernels.attention import ATTENTION
-from paiton_kernels.embed import EMBED
-from paiton_kernels.linear import LINEAR
-from paiton_kernels.pack import PACK
-from paiton_kernels.rope_table import ROPE_TABLE
-from paiton_kernels.sample import SAMPLE
-from paiton_kernels.spec import Arg, KernelSpec, Macro, Variant
-
-FAMILIES = {spec.family: spec for spec in (ROPE_TABLE, EMBED, PACK, LINEAR, ATTENTION, ALL_REDUCE, SAMPLE)}
-
-__all__ = ["FAMILIES", "Arg", "KernelSpec", "Macro", "Variant"]
+Nothing is imported here: what names targets and devices must load without numpy or Triton.
+"""

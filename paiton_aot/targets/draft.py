@@ -10,6 +10,14 @@ from paiton_kernels.spec import Variant
 
 
 @dataclass(frozen=True, slots=True)
+class Bucket:
+    """The largest step that a plan can run."""
+
+    tokens: int
+    requests: int
+
+
+@dataclass(frozen=True, slots=True)
 class Weight:
     """A tensor of the weights region."""
 

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from paiton_aot.targets.draft import Draft, Scratch
+from paiton_aot.targets.draft import Reference, Scratch
 from paiton_artifacts.layout import TENSOR_ALIGNMENT, align_up
+
+
+class LaunchDraft(Protocol):
+    """What liveness needs to know of a launch."""
+
+    @property
+    def references(self) -> Mapping[str, Reference]:
+        """By argument name."""
+
+    @property
+    def layer(self) -> int | None:
+        """Of the decoder; None outside of them."""
 
 
 @dataclass(slots=True)
@@ -16,7 +29,7 @@ class _Life:
     last: int
 
 
-def allocate(drafts: Sequence[Draft]) -> tuple[dict[str, int], int]:
+def allocate(drafts: Sequence[LaunchDraft]) -> tuple[dict[str, int], int]:
     """Places every scratch value of a chain of launches.
 
     Layers are alike and their values carry the same names, so lives are taken in the first layer only; a value that
@@ -38,7 +51,7 @@ def allocate(drafts: Sequence[Draft]) -> tuple[dict[str, int], int]:
     return offsets, max((end for _, end, _ in placed), default=0)
 
 
-def _lives(drafts: Sequence[Draft]) -> dict[str, _Life]:
+def _lives(drafts: Sequence[LaunchDraft]) -> dict[str, _Life]:
     layered = [index for index, draft in enumerate(drafts) if draft.layer is not None]
     lives: dict[str, _Life] = {}
     for index, draft in enumerate(drafts):

@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import groupby
+from typing import Protocol, TypeVar
 
 from paiton_artifacts.plan import Launch, Relocation, RelocationKind, Segment
 
 Layer = tuple[Launch, ...]
+
+
+class InLayer(Protocol):
+    """What folding needs to know of a launch."""
+
+    @property
+    def layer(self) -> int | None:
+        """Of the decoder; None outside of them."""
+
+
+Draft = TypeVar("Draft", bound=InLayer)
+
+
+def chain(drafts: Sequence[Draft], launch: Callable[[Draft], Launch]) -> tuple[Segment, ...]:
+    """Returns the segments of a whole chain: layers folded, launches outside of them as they are."""
+    segments: list[Segment] = []
+    for in_layers, group in groupby(drafts, key=lambda draft: draft.layer is not None):
+        if in_layers:
+            layers = [tuple(map(launch, layer)) for _, layer in groupby(group, key=lambda draft: draft.layer)]
+        else:
+            layers = [tuple(map(launch, group))]
+        segments += fold(layers)
+    return tuple(segments)
 
 
 def fold(layers: Sequence[Layer]) -> list[Segment]:

@@ -83,6 +83,8 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--json", action="store_true", help="print one JSON object")
     inspect.add_argument("--tensors", action="store_true", help="list the tensors")
     inspect.add_argument("--plan", metavar="NAME", help="list the launches of a plan, such as forward-t1-r1")
+    inspect.add_argument("--target", metavar="TARGET", help="whose plan (default: the first that has it)")
+    inspect.add_argument("--profile", metavar="DEVICE", help="whose plan (default: the first that has it)")
     verify = commands.add_parser("verify", help="check every digest and every golden", allow_abbrev=False)
     _add_bundle(verify)
     verify.add_argument("--json", action="store_true", help="print one JSON object")

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from paiton_aot.program import AllReduce, Attention, Embed, Linear, Op, Program, RmsNorm, RopeKvWrite, SiluMul
-from paiton_aot.targets.cpu.memory import Shape
-from paiton_aot.targets.draft import Comm, Draft, Io, Kv, RankTimes, Reference, Scratch, Weight, WorkerScratch
+from paiton_aot.targets.draft import Bucket, Comm, Draft, Io, Kv, RankTimes, Reference, Scratch, Weight, WorkerScratch
+from paiton_aot.targets.shape import Shape
 from paiton_artifacts.errors import UnsupportedShapeError
 from paiton_artifacts.layout import align_up
 from paiton_artifacts.plan import Access, LaunchFlag
@@ -28,14 +28,6 @@ from paiton_kernels.spec import BLOCK_ELEMENTS, PACKED_ELEMENT_BYTES, Variant
 
 _WEIGHT_MACRO = {"fp8_e4m3fn": "FP8", "int8": "INT8", "bf16": "BF16"}
 _ACT_MACRO = {"bf16": "BF16", "fp8-static": "FP8_STATIC", "fp8-dynamic": "FP8_DYNAMIC"}
-
-
-@dataclass(frozen=True, slots=True)
-class Bucket:
-    """The largest step that a plan can run."""
-
-    tokens: int
-    requests: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 from paiton_aot.program import Program
-from paiton_aot.targets.cpu.lower import Bucket, Lowering
-from paiton_aot.targets.cpu.memory import Shape, io_extent, io_fields
-from paiton_aot.targets.draft import Comm, Draft, Io, Kv, RankTimes, Reference, Scratch, Weight
+from paiton_aot.targets.addresses import Addresses
+from paiton_aot.targets.cpu.lower import Lowering
+from paiton_aot.targets.cpu.memory import io_fields
+from paiton_aot.targets.draft import Bucket, Draft
+from paiton_aot.targets.io_layout import end_of
 from paiton_aot.targets.scratch import allocate
-from paiton_aot.targets.segments import fold
-from paiton_artifacts.layout import TENSOR_ALIGNMENT, Region, align_up
-from paiton_artifacts.plan import Access, Launch, Plan, Relocation, RelocationKind
+from paiton_aot.targets.segments import chain
+from paiton_aot.targets.shape import Shape
+from paiton_artifacts.layout import TENSOR_ALIGNMENT, align_up
+from paiton_artifacts.plan import Launch, Plan
 from paiton_artifacts.schema import MemoryPlan, Tensor
 from paiton_kernels.linear import DECODE_ROWS
 from paiton_kernels.spec import KV_BLOCK_TOKENS, Variant
@@ -21,6 +23,7 @@ from paiton_kernels.spec import KV_BLOCK_TOKENS, Variant
 TARGET = "cpu"
 PROFILE = "any"
 MAX_TOKENS = 512
+"""Tokens of the largest step, unless the build says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +35,11 @@ class CpuPlans:
     memory: MemoryPlan
 
 
-def buckets(max_requests: int) -> list[Bucket]:
-    """Returns the step sizes that get a plan: tokens 1, 2, 4 ... 512, requests few or all of them."""
+def buckets(max_tokens: int, max_requests: int) -> list[Bucket]:
+    """Returns the step sizes that get a plan: tokens 1, 2, 4 ..., requests few or all of them."""
     chosen = []
     tokens = 1
-    while tokens <= MAX_TOKENS:
+    while tokens <= max_tokens:
         wide = min(tokens, max_requests)
         chosen += [Bucket(tokens, requests) for requests in sorted({min(wide, DECODE_ROWS), wide})]
         tokens *= 2
@@ -46,7 +49,8 @@ def buckets(max_requests: int) -> list[Bucket]:
 def make_plans(program: Program, tensors: Sequence[Tensor], weights_bytes: int, shape: Shape) -> CpuPlans:
     """Lowers `program` for every bucket."""
     table = {tensor.name: tensor for tensor in tensors}
-    forward = [(bucket, Lowering(program, table, shape, bucket).forward()) for bucket in buckets(shape.max_requests)]
+    sizes = buckets(shape.max_tokens, shape.max_requests)
+    forward = [(bucket, Lowering(program, table, shape, bucket).forward()) for bucket in sizes]
     largest = Bucket(shape.max_tokens, shape.max_requests)
     sampling = [(largest, Lowering(program, table, shape, largest).sample())]
     placed = [allocate(drafts) for _, drafts in forward]
@@ -67,10 +71,13 @@ def make_plans(program: Program, tensors: Sequence[Tensor], weights_bytes: int, 
 
 def _memory_plan(shape: Shape, weights_bytes: int, scratch_bytes: int, worker_scratch_bytes: int) -> MemoryPlan:
     fields = io_fields(shape)
+    io_bytes = align_up(end_of(fields), TENSOR_ALIGNMENT)
     return MemoryPlan(
         target=TARGET,
+        profile=PROFILE,
         weights_bytes=weights_bytes,
-        io_bytes=align_up(fields[-1].offset + io_extent(fields[-1]), TENSOR_ALIGNMENT),
+        io_bytes=io_bytes,
+        io_input_bytes=io_bytes,
         scratch_bytes=scratch_bytes,
         worker_scratch_bytes=worker_scratch_bytes,
         comm_bytes=shape.comm_bytes,
@@ -86,25 +93,15 @@ def _memory_plan(shape: Shape, weights_bytes: int, scratch_bytes: int, worker_sc
 
 
 class _Settler:
-    """Turns references into relocations."""
+    """Turns drafts into launches."""
 
     def __init__(self, tensors: Mapping[str, Tensor], memory: MemoryPlan, shape: Shape) -> None:
-        self.tensors = tensors
         self.memory = memory
-        self.shape = shape
-        self.io = {field.name: field for field in memory.io}
+        self.addresses = Addresses(tensors, memory, shape)
 
     def plan(self, family: str, bucket: Bucket, drafts: Sequence[Draft], offsets: Mapping[str, int]) -> Plan:
-        segments = []
-        for in_layers, group in groupby(drafts, key=lambda draft: draft.layer is not None):
-            chain = list(group)
-            if in_layers:
-                by_layer = [tuple(layer) for _, layer in groupby(chain, key=lambda draft: draft.layer)]
-                layers = [tuple(self._launch(draft, offsets) for draft in layer) for layer in by_layer]
-            else:
-                layers = [tuple(self._launch(draft, offsets) for draft in chain)]
-            segments += fold(layers)
-        return Plan(TARGET, PROFILE, family, bucket.tokens, bucket.requests, tuple(segments))
+        segments = chain(drafts, lambda draft: self._launch(draft, offsets))
+        return Plan(TARGET, PROFILE, family, bucket.tokens, bucket.requests, segments)
 
     def _launch(self, draft: Draft, offsets: Mapping[str, int]) -> Launch:
         variant = draft.variant
@@ -113,32 +110,5 @@ class _Settler:
             constants["worker_scratch_stride"] = self.memory.worker_scratch_bytes
         known = {arg.name for arg in variant.spec.args}
         args = variant.pack({name: value for name, value in constants.items() if name in known})
-        relocations = [
-            self._relocation(variant.arg_offset(name), reference, offsets)
-            for name, reference in draft.references.items()
-        ]
-        relocations.sort(key=lambda relocation: relocation.arg_offset)
-        return Launch(variant.symbol, draft.flags, args, tuple(relocations))
-
-    def _relocation(self, arg: int, reference: Reference, offsets: Mapping[str, int]) -> Relocation:
-        local = RelocationKind.LOCAL
-        match reference:
-            case Weight(name):
-                tensor = self.tensors[name]
-                return Relocation(arg, local, Region.WEIGHTS, Access.READ, 0, tensor.offset, 0, tensor.size)
-            case Io(name, access):
-                field = self.io[name]
-                return Relocation(arg, local, Region.IO, access, 0, field.offset, 0, io_extent(field))
-            case Scratch(value, size, access):
-                return Relocation(arg, local, Region.SCRATCH, access, 0, offsets[value], 0, size)
-            case Kv(layer, access):
-                size = self.shape.kv_layer_bytes
-                return Relocation(arg, local, Region.KV, access, 0, layer * size, 0, size)
-            case Comm(offset, size, access, rank):
-                kind = local if rank is None else RelocationKind.PEER
-                return Relocation(arg, kind, Region.COMM, access, rank or 0, offset, 0, size)
-            case RankTimes(factor):
-                return Relocation(arg, RelocationKind.RANK, Region.WEIGHTS, Access.NONE, 0, factor, 0, 0)
-            case _:  # WorkerScratch: the first of the areas, one per worker
-                size, access = self.memory.worker_scratch_bytes, Access.READ | Access.WRITE
-                return Relocation(arg, local, Region.SCRATCH, access, 0, self.memory.scratch_bytes, 0, size)
+        places = {variant.arg_offset(name): reference for name, reference in draft.references.items()}
+        return Launch(variant.symbol, draft.flags, args, self.addresses.relocations(places, offsets))

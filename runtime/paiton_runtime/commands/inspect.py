@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
 from dataclasses import asdict
-from typing import TypedDict
 
-from paiton_artifacts.errors import UsageError
-from paiton_artifacts.plan import Plan, Relocation, RelocationKind
 from paiton_artifacts.reader import Bundle, open_bundle
-from paiton_artifacts.schema import Manifest, MemoryPlan, PlanFile
+from paiton_artifacts.schema import Manifest, MemoryPlan
+from paiton_runtime.commands.inspect_plan import find_plan, plan_name
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the manifest, and the tensors or a plan if asked."""
     bundle = open_bundle(args.bundle)
-    plan = _plan(bundle, args.plan) if args.plan else None
+    plan = find_plan(bundle, args.plan, args.target, args.profile) if args.plan else None
     if args.json:
         value: dict[str, object] = asdict(bundle.manifest)
         if not args.tensors:
             del value["tensors"]
         if plan is not None:
-            value["plan"] = list(_launches(plan))
+            value["plan"] = plan.as_json()
         print(json.dumps(value, indent=2))
         return 0
     sections = [_model(bundle), _targets(bundle.manifest)]
@@ -31,56 +28,9 @@ def run(args: argparse.Namespace) -> int:
     if args.tensors:
         sections.append(_tensors(bundle.manifest))
     if plan is not None:
-        sections.append("\n".join(["launches", *(f"  {_launch_line(launch)}" for launch in _launches(plan))]))
+        sections.append(plan.as_text())
     print("\n\n".join(sections))
     return 0
-
-
-def _name(entry: PlanFile) -> str:
-    return f"{entry.family}-t{entry.tokens}-r{entry.requests}"
-
-
-def _plan(bundle: Bundle, name: str) -> Plan:
-    for target in {entry.target: None for entry in bundle.manifest.plans}:
-        for entry, plan in bundle.plans(target):
-            if _name(entry) == name:
-                return plan
-    names = ", ".join(_name(entry) for entry in bundle.manifest.plans)
-    raise UsageError(f"no plan {name}", hint=f"the bundle has: {names}")
-
-
-class _LaunchRow(TypedDict):
-    repeat: int
-    symbol: str
-    flags: list[str]
-    relocations: list[str]
-
-
-def _launches(plan: Plan) -> Iterator[_LaunchRow]:
-    """Yields the launches of the template, each with the repeats of its segment."""
-    for segment in plan.segments:
-        for launch in segment.launches:
-            yield {
-                "repeat": segment.repeat,
-                "symbol": launch.symbol,
-                "flags": [flag.name or "" for flag in launch.flags],
-                "relocations": [_relocation(relocation) for relocation in launch.relocations],
-            }
-
-
-def _relocation(relocation: Relocation) -> str:
-    """Returns e.g. "+16: weights[4096 + i * 512] 256 B"."""
-    where = f"+{relocation.arg_offset}: "
-    if relocation.kind is RelocationKind.RANK:
-        return f"{where}rank * {relocation.offset}"
-    peer = f"rank {relocation.rank} " if relocation.kind is RelocationKind.PEER else ""
-    stride = f" + i * {relocation.stride}" if relocation.stride else ""
-    return f"{where}{peer}{relocation.region.name.lower()}[{relocation.offset}{stride}] {relocation.size} B"
-
-
-def _launch_line(launch: _LaunchRow) -> str:
-    head = f"{launch['repeat']} x {launch['symbol']} {' '.join(launch['flags'])}".rstrip()
-    return "\n      ".join([head, *launch["relocations"]])
 
 
 def _model(bundle: Bundle) -> str:
@@ -110,7 +60,7 @@ def _targets(manifest: Manifest) -> str:
     ]
     names: dict[str, list[str]] = {}
     for entry in manifest.plans:
-        names.setdefault(f"{entry.target}:{entry.profile}", []).append(_name(entry))
+        names.setdefault(f"{entry.target} ({entry.profile})", []).append(plan_name(entry))
     lines += [f"  plans for {profile}: {' '.join(plans)}" for profile, plans in names.items()]
     return "\n".join(lines)
 
@@ -119,14 +69,18 @@ def _memory(memory: MemoryPlan, tp: int) -> str:
     rows = [
         ("weights", memory.weights_bytes, ""),
         ("io", memory.io_bytes, "shared by all ranks"),
-        ("scratch", memory.scratch_bytes, f"and {memory.worker_scratch_bytes:,} a thread"),
+        ("scratch", memory.scratch_bytes, _per_thread(memory)),
         ("comm", memory.comm_bytes, ""),
         ("KV block", memory.kv_block_bytes, f"of {memory.kv_block_tokens} tokens"),
     ]
-    lines = [f"memory plan for {memory.target}, bytes for each of {tp} rank(s)"]
+    lines = [f"memory plan for {memory.target} ({memory.profile}), bytes for each of {tp} rank(s)"]
     lines += [f"  {name:<9}{size:>16,}  {note}".rstrip() for name, size, note in rows]
     lines.append(f"  steps of up to {memory.max_tokens} tokens and {memory.max_requests} requests")
     return "\n".join(lines)
+
+
+def _per_thread(memory: MemoryPlan) -> str:
+    return f"and {memory.worker_scratch_bytes:,} a thread" if memory.worker_scratch_bytes else ""
 
 
 def _tensors(manifest: Manifest) -> str:

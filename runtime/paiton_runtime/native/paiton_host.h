@@ -9,7 +9,7 @@
 #include <stdint.h>
 
 /* Calling convention, regions, flags and relocation records; equals paiton_artifacts.layout.RUNTIME_ABI. */
-#define PAITON_RUNTIME_ABI 1u
+#define PAITON_RUNTIME_ABI 2u
 
 #define PAITON_REGIONS 5u /* weights, io, scratch, kv, comm */
 #define PAITON_MAX_RANKS 64u

@@ -26,7 +26,7 @@ def relocations(*records: bytes) -> Edit:
 MALFORMED: dict[str, tuple[Edit, str]] = {
     "unknown field": ({("loops",): 1}, "has the unknown field 'loops'"),
     "missing field": ({("tokens",): DELETE}, "tokens is missing"),
-    "unknown family": ({("family",): "train"}, "family is 'train', not one of 'forward', 'sample'"),
+    "unknown family": ({("family",): "train"}, "family is 'train', not one of 'forward', 'sample', 'history'"),
     "other plan": ({("tokens",): 8}, r"holds the plan .* the manifest declares \('cpu', 'default', 'forward', 4, 2\)"),
     "unknown flag": ({(*BODY, "flags"): 4}, r"segments\[1\].launches\[0\].flags is 4, outside 0 .. 3"),
     "negative flag": ({(*BODY, "flags"): -1}, "flags is -1"),
@@ -36,6 +36,10 @@ MALFORMED: dict[str, tuple[Edit, str]] = {
     "half a relocation": ({(*BODY, "relocations"): bytes(39)}, "relocations has 39 bytes, not a multiple of 40"),
     "symbol that does not exist": ({(*BODY, "symbol"): "system"}, r"launch 0 \(system\): no such symbol"),
     "symbol that is no name": ({(*BODY, "symbol"): "../x"}, "symbol is '../x', not a C identifier"),
+    "no grid": ({(*BODY, "grid"): DELETE}, "grid is missing"),
+    "flat grid": ({(*BODY, "grid"): [1, 1]}, "grid has 2 items, outside 3 .. 3"),
+    "empty grid": ({(*BODY, "grid"): [0, 1, 1]}, r"grid\[0\] is 0, outside 1 .. 2147483647"),
+    "tall grid": ({(*BODY, "grid"): [1, 1 << 16, 1]}, "more than 65535 blocks along y or z"),
     "no repeat": ({("segments", 1, "repeat"): 0}, r"segments\[1\].repeat is 0, outside 1"),
     "endless repeat": ({("segments", 1, "repeat"): 1 << 40}, "repeat is 1099511627776, outside"),
     "unknown kind": (relocations(record(), record(kind=3)), r"relocations\[1\] has kind 3"),
@@ -109,7 +113,7 @@ def test_the_last_byte_is_inside(victim: Path) -> None:
 
 
 def test_unrolling_is_bounded(victim: Path) -> None:
-    launch = {"symbol": "embed", "flags": 0, "args": b"", "relocations": b""}
+    launch = {"symbol": "embed", "flags": 0, "args": b"", "relocations": b"", "grid": [1, 1, 1]}
     edit_plan(victim, {("segments",): [{"repeat": 1 << 14, "launches": [launch] * 65}]})
     with pytest.raises(PlanError, match="1064960 launches once unrolled, more than 1048576"):
         list(open_bundle(victim).plans("cpu"))

@@ -24,14 +24,14 @@ ZSTD = (1, 5, 7)
 CONTENTS = {
     "blobs/rank-0.bin": "66ea75f313b0fd1f4eadc886648953691b7d6e274e191d575056699e962f27df",
     "blobs/rank-1.bin": "72288a682eb8b282a59782cba8d9f00787fe3afd70242becdfd583b27bdcbf78",
-    "manifest.msgpack": "4c11ed03c033eaa847933bc07b27f8d10bf35433472d9c22bb6eb0af824f1c37",
-    "plans/cpu/forward-t4-r2.plan": "990d33bf0b09d7c55c5a4ab627874279eef4bde32e28a6103e73921f1650be0d",
-    "plans/cpu/sample-t8-r2.plan": "335a6064447bc24210c8ece04656584482182f4c37c0c58d868bea82b49f55af",
+    "manifest.msgpack": "986edb78e0e85540d9615913e9004eb3ea710de7b778c8afd46bbc31ac247d59",
+    "plans/cpu/forward-t4-r2.plan": "27bfea3176f48a3b01f02183c91f8bcfa40096a56b6e78f63921d97186da88fc",
+    "plans/cpu/sample-t8-r2.plan": "feb53dd0be98dbf855af613b6eae831eced0d9a5a11bda05c4f040d039208353",
 }
 COMPRESSED = {
-    "manifest.msgpack": "540346558ee1acb58ae708c903049377b30fd35b261f01b743f52bf2179effe9",
-    "plans/cpu/forward-t4-r2.plan": "e2b1d68c0719b7dad9fbf2197a62c10053fcf99f9c2cf359a24ddf2b301e0a33",
-    "plans/cpu/sample-t8-r2.plan": "424b46d2d7d497180881517a56f3369eb91b85ee0be60e4cdb37ab71aa7361b0",
+    "manifest.msgpack": "b231c145cafd86b84e77eba2e0bf5610c149a458ddb1a8f08e3430fe922086c9",
+    "plans/cpu/forward-t4-r2.plan": "5a0fd776573c00af9d08e762eed5ad312e6c5cc91f78616ce438170fcf93a228",
+    "plans/cpu/sample-t8-r2.plan": "9e80e4dfb43456ca4fdde9b89dfeb686be66c4844c57974a35f74cede426077d",
 }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import paiton_artifacts
-from paiton_artifacts import container, limits, schema
+from paiton_artifacts import container, kernel_table, limits, schema
 from paiton_artifacts import plan as plan_module
 from paiton_artifacts.errors import OutputExistsError, PlanError, UnsupportedTargetError
 from paiton_artifacts.layout import Region
@@ -137,6 +137,7 @@ def test_format_document_names_every_field() -> None:
     document = (Path(independent_reader.__file__).parents[1] / "artifacts" / "FORMAT.md").read_text()
     structs = [value for value in vars(schema).values() if dataclasses.is_dataclass(value)]
     structs += [plan_module.Plan, plan_module.Segment, plan_module.Launch, plan_module.Relocation]
+    structs += [kernel_table.KernelTable, kernel_table.Kernel, kernel_table.KernelArgument]
     names = {field.name for struct in structs for field in dataclasses.fields(struct)}
     assert len(names) > 80
     assert sorted(name for name in names if f"`{name}`" not in document) == []

@@ -96,8 +96,10 @@ def plan(family: str = "forward", tokens: int = 4) -> Plan:
 def _memory() -> MemoryPlan:
     return MemoryPlan(
         target="cpu",
+        profile="default",
         weights_bytes=EXTENT_ALIGNMENT,
         io_bytes=256,
+        io_input_bytes=128,
         scratch_bytes=1024,
         worker_scratch_bytes=256,
         comm_bytes=4096,
@@ -139,8 +141,8 @@ def manifest(
     )
     steps = (GoldenStep(4, (GoldenLogit(4, 1.5), GoldenLogit(1, -0.25))),)
     return Manifest(
-        format_minor=0,
-        runtime_abi=1,
+        format_minor=1,
+        runtime_abi=2,
         generator="paiton-aot 0.0.0 (test)",
         model=model,
         tp=RANKS,
@@ -165,7 +167,7 @@ def fill(writer: BundleWriter) -> None:
         blobs.append(writer.finish_blob(rank, EXTENT_ALIGNMENT, tensors()))
     code = tuple(
         CodeObject(
-            "cpu", level, writer.add_file(f"code/cpu/{level}.so", f"code of {level}".encode()), SYMBOLS, "none 1"
+            "cpu", level, writer.add_file(f"code/cpu/{level}.so", f"code of {level}".encode()), None, SYMBOLS, "none 1"
         )
         for level in ("generic", "x86-64-v3")
     )

@@ -12,11 +12,11 @@ import pytest
 from paiton_aot.blob_layout import blob_size, lay_out
 from paiton_aot.models import llama
 from paiton_aot.models.storage import Storage
-from paiton_aot.targets.cpu.lower import Bucket, Lowering
-from paiton_aot.targets.cpu.memory import Shape
+from paiton_aot.targets.cpu.lower import Lowering
 from paiton_aot.targets.cpu.plans import CpuPlans, buckets, make_plans
-from paiton_aot.targets.draft import Draft, Scratch
+from paiton_aot.targets.draft import Bucket, Draft, Scratch
 from paiton_aot.targets.scratch import allocate
+from paiton_aot.targets.shape import Shape
 from paiton_aot.weights import scale_specs
 from paiton_artifacts.layout import Region
 from paiton_artifacts.plan import check_plan, decode_plan, encode_plan
@@ -91,7 +91,7 @@ def test_scratch_is_reused() -> None:
 
 
 def test_buckets_are_powers_of_two_with_few_or_all_requests() -> None:
-    assert [(b.tokens, b.requests) for b in buckets(32)][:7] == [
+    assert [(b.tokens, b.requests) for b in buckets(512, 32)][:7] == [
         (1, 1),
         (2, 2),
         (4, 4),
@@ -100,8 +100,8 @@ def test_buckets_are_powers_of_two_with_few_or_all_requests() -> None:
         (16, 16),
         (32, 8),
     ]
-    assert max(b.tokens for b in buckets(4)) == 512
-    assert {b.requests for b in buckets(4)} == {1, 2, 4}
+    assert max(b.tokens for b in buckets(512, 4)) == 512
+    assert {b.requests for b in buckets(512, 4)} == {1, 2, 4}
 
 
 def test_layers_are_laid_out_alike() -> None:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paiton_kernels import Variant
 from paiton_kernels.cpu.compile import compile_level
+from paiton_kernels.spec import Variant
 
 Array = NDArray[Any]
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from paiton_kernels import FAMILIES, Variant
 from paiton_kernels.attention import attention
+from paiton_kernels.families import FAMILIES
 from paiton_kernels.linear import kv_slots, kv_tiles
 from paiton_kernels.numeric_formats import bf16_bits, bf16_values, e4m3_values
+from paiton_kernels.spec import Variant
 from tests.cpu.kernels.harness import Array, Level
 from tests.numerics import assert_close, assert_same_bits
 

@@ -11,11 +11,11 @@ import pytest
 
 from paiton_artifacts.errors import CompilerError, UnsupportedShapeError
 from paiton_artifacts.temporary import LockedDirectory
-from paiton_kernels import FAMILIES, Variant
 from paiton_kernels.cpu import compile as compiler
 from paiton_kernels.cpu.compile import LEVELS, compile_level
 from paiton_kernels.cpu.elf import check_standalone, dynamic_symbols
-from paiton_kernels.spec import Value
+from paiton_kernels.families import FAMILIES
+from paiton_kernels.spec import Value, Variant
 
 LINEAR: dict[str, Value] = {
     "N": 64,

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from paiton_kernels import FAMILIES, Variant
+from paiton_kernels.families import FAMILIES
 from paiton_kernels.linear import WEIGHT_BYTES, kv_slots, kv_tiles, linear, rotate, silu_mul
 from paiton_kernels.numeric_formats import bf16_bits, bf16_values, e4m3_values, round_bf16, round_e4m3
 from paiton_kernels.pack import activations
 from paiton_kernels.rope_table import rope_table
-from paiton_kernels.spec import Value
+from paiton_kernels.spec import Value, Variant
 from tests.cpu.kernels.harness import Array, Level
 from tests.numerics import assert_close, assert_same_bits
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from paiton_kernels import FAMILIES
+from paiton_kernels.families import FAMILIES
 from paiton_kernels.sample import kept_tokens, philox4x32, sample
 from tests.cpu.kernels.harness import Array, Level
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from paiton_kernels import FAMILIES
 from paiton_kernels.all_reduce import all_reduce
 from paiton_kernels.embed import embed
+from paiton_kernels.families import FAMILIES
 from paiton_kernels.numeric_formats import bf16_bits, bf16_values
 from paiton_kernels.rope_table import rope_table
 from tests.cpu.kernels.harness import Array, Level

@@ -15,8 +15,10 @@ from paiton_runtime.budget import Budget, available_memory, plan_budget
 MIB = 1 << 20
 MEMORY = MemoryPlan(
     target="cpu",
+    profile="any",
     weights_bytes=100 * MIB,
     io_bytes=1 * MIB,
+    io_input_bytes=0,
     scratch_bytes=10 * MIB,
     worker_scratch_bytes=2 * MIB,
     comm_bytes=5 * MIB,

@@ -157,7 +157,7 @@ def test_inspect_prints_what_the_manifest_says(tiny_bundle: Path) -> None:
     assert "2 layers, hidden 128" in text
     assert "cpu generic" in text
     assert "KV block" in text
-    assert "weights[" in text
+    assert "weights layers.0.qkv_proj + i * " in text
     value = json.loads(run("inspect", tiny_bundle, "--json", "--tensors", "--plan", "forward-t1-r1").stdout)
     assert value["model"]["hidden_size"] == 128
     assert sum(1 for tensor in value["tensors"] if tensor["name"] in text) == len(value["tensors"]) > 5

@@ -1,0 +1,13 @@
+"""The kernel families of the cpu target, by name."""
+
+from __future__ import annotations
+
+from paiton_kernels.all_reduce import ALL_REDUCE
+from paiton_kernels.attention import ATTENTION
+from paiton_kernels.embed import EMBED
+from paiton_kernels.linear import LINEAR
+from paiton_kernels.pack import PACK
+from paiton_kernels.rope_table import ROPE_TABLE
+from paiton_kernels.sample import SAMPLE
+
+FAMILIES = {spec.family: spec for spec in (ROPE_TABLE, EMBED, PACK, LINEAR, ATTENTION, ALL_REDUCE, SAMPLE)}

@@ -11,6 +11,7 @@ NAMES = {
     "numerics": "perplexity and top-1 agreement on a text, beside transformers",
     "build_memory": "anonymous memory of a build of a 6 GB checkpoint",
     "cpu_kernels": "bandwidth and flops of single kernels",
+    "gpu_kernels": "likewise on this machine's GPU, beside a copy and PyTorch",
 }
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 
 from paiton_aot import __version__
 from paiton_aot.options import CPU, LM_HEADS, PRECISIONS, WEIGHTS, BuildOptions
@@ -14,7 +16,7 @@ from paiton_artifacts.command_line import CommandParser, run
 from paiton_artifacts.errors import UnsupportedTargetError, UsageError
 from paiton_kernels.gpu.devices import PROFILES, TARGETS, profile_named
 
-RESERVED = ("tune", "push", "eval", "gc", "ls", "diff")
+RESERVED = ("push", "eval", "gc", "ls", "diff")
 """First words that later versions give a meaning; a directory of that name is written ./NAME."""
 
 MAX_BATCHED_TOKENS = 1 << 16
@@ -22,7 +24,9 @@ MAX_BATCHED_TOKENS = 1 << 16
 _EPILOG = """examples:
   paiton-build SmolLM2-135M-Instruct.gguf -o smollm2.bundle
   paiton-build ./Llama-3.1-8B -o llama.bundle --tp 2 --lm-head int8
+  paiton-build ./Llama-3.1-8B -o llama.bundle --target hip:gfx942 --target cuda:sm_90
   paiton-build plan ./Llama-3.1-8B            sizes and kernels, without reading weights
+  paiton-build tune ./Llama-3.1-8B --target cuda:sm_90 -o h200.json    measures kernels on this machine's GPU
   paiton-build verify smollm2.bundle          every digest, every golden
 
 exit codes: 0 done, 1 internal error, 2 usage, 3 unsupported, 4 verification failed, 6 bad checkpoint,
@@ -42,18 +46,16 @@ def _run(argv: list[str]) -> int:
         from paiton_runtime.cli import main as run_main  # noqa: PLC0415
 
         return run_main(argv)
+    if word == "tune":
+        return _with_extra("gpu", lambda: importlib.import_module("paiton_aot.tune_command")).tune_command(argv[1:])
     args = _parser().parse_args(argv[1:] if word == "plan" else argv)
     if not (args.plan_only or word == "plan") and args.output is None:
         raise UsageError("no output was named", hint="add -o BUNDLE")
     options = _options(args)
-    try:
-        from paiton_aot import build, report  # noqa: PLC0415
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("paiton_"):
-            raise
-        raise UsageError(
-            f"paiton-build needs the Python package {error.name}", hint="pip install 'paiton-aot[build]'"
-        ) from error
+    report = _with_extra("build", lambda: importlib.import_module("paiton_aot.report"))
+    build = importlib.import_module("paiton_aot.build")
+    if options.targets:
+        _with_extra("gpu", lambda: importlib.import_module("paiton_aot.targets.gpu.build"))
     if args.plan_only or word == "plan":
         plan = report.plan(args.model, options)
         print(json.dumps(plan.as_json(), indent=2) if args.json else plan.as_text())
@@ -64,6 +66,21 @@ def _run(argv: list[str]) -> int:
     if not args.quiet:
         print(report.summary(result), file=sys.stderr)
     return 0
+
+
+def _with_extra(extra: str, load: Callable[[], ModuleType]) -> ModuleType:
+    """Returns a module whose packages come with an extra.
+
+    Raises:
+        UsageError: they are not installed.
+    """
+    try:
+        return load()
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("paiton_"):
+            raise
+        hint = f"pip install 'paiton-aot[{'build' if extra == 'build' else 'build,gpu'}]'"
+        raise UsageError(f"paiton-build needs the Python package {error.name} for this", hint=hint) from error
 
 
 def _options(args: argparse.Namespace) -> BuildOptions:
@@ -106,7 +123,7 @@ def _options(args: argparse.Namespace) -> BuildOptions:
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="paiton-build",
-        usage="paiton-build [plan] MODEL -o BUNDLE [options]\n       paiton-build verify BUNDLE",
+        usage="paiton-build [plan] MODEL -o BUNDLE [options]\n       paiton-build tune MODEL --target TARGET -o TABLE\n       paiton-build verify BUNDLE",
         description="Turns a checkpoint into a bundle that paiton-run boots without compiling or profiling anything.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

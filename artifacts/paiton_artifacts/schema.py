@@ -147,6 +147,7 @@ class MemoryPlan:
 
     target: str
     profile: str
+    compute_units: int  # of the profile's device; 0 on the cpu, whose plans fit any
     weights_bytes: int
     io_bytes: int
     io_input_bytes: int  # from the start of the io region: what the host writes before every step

@@ -127,6 +127,7 @@ _MEMORY = struct(
     schema.MemoryPlan,
     target=TARGET,
     profile=WORD,
+    compute_units=integer(0, 1 << 16),
     weights_bytes=_BYTES,
     io_bytes=_BYTES,
     io_input_bytes=_BYTES,

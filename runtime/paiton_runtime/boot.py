@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Thread
 
 from paiton_artifacts.errors import PlanError
-from paiton_artifacts.plan import FAMILIES, Plan
+from paiton_artifacts.plan import Plan
 from paiton_artifacts.reader import Bundle, open_bundle
 from paiton_artifacts.schema import CodeObject, MemoryPlan
 from paiton_runtime.budget import Budget, available_memory, plan_budget
@@ -24,7 +24,7 @@ from paiton_runtime.levels import choose_level, cpu_flags
 from paiton_runtime.model import Buckets, Model
 from paiton_runtime.processes import processes_started
 
-TARGET = "cpu"
+CPU = "cpu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,11 @@ class BootOptions:
         kv_tokens: tokens in the KV cache; None applies the rule of `budget`.
         golden_check: reproduce the recorded logits before the first request.
         pin: bind threads to processors where there are enough of them.
+        target: what to boot for; None takes a GPU that is here and that the bundle was built for, else the cpu.
+        devices: GPU of each rank; None takes the first ones.
+        executor: on GPUs "graph", "launch", or "auto" for graphs unless the driver's are known to be wrong.
+        gpu_memory_utilization: share of a GPU's memory that this process may use.
+        verify_weights: on GPUs, compare the digest of every chunk of weights on its way to the device.
     """
 
     level: str | None = None
@@ -44,6 +49,11 @@ class BootOptions:
     kv_tokens: int | None = None
     golden_check: bool = True
     pin: bool = False
+    target: str | None = None
+    devices: tuple[int, ...] | None = None
+    executor: str = "auto"
+    gpu_memory_utilization: float = 0.9
+    verify_weights: bool = False
 
 
 def boot(path: Path, options: BootOptions | None = None, ledger: Ledger | None = None) -> Model:
@@ -65,6 +75,19 @@ def boot(path: Path, options: BootOptions | None = None, ledger: Ledger | None =
 def boot_bundle(bundle: Bundle, options: BootOptions | None, ledger: Ledger) -> Model:
     """Boots an opened bundle; see `boot`."""
     options = BootOptions() if options is None else options
+    if options.target != CPU and any(memory.target != CPU for memory in bundle.manifest.memory):
+        from paiton_runtime.targets import choose_devices  # noqa: PLC0415  (a boot on the cpu does without)
+
+        if choice := choose_devices(bundle, options.target, options.devices):
+            from paiton_runtime.boot_device import boot_on_devices  # noqa: PLC0415
+
+            return boot_on_devices(bundle, choice, options, ledger)
+    elif options.target not in (None, CPU):
+        bundle.memory(options.target)  # says which targets there are
+    return _boot_on_cpu(bundle, options, ledger)
+
+
+def _boot_on_cpu(bundle: Bundle, options: BootOptions, ledger: Ledger) -> Model:
     manifest = bundle.manifest
     processes_before = processes_started()
     with ledger.stage("device") as row:
@@ -72,17 +95,17 @@ def boot_bundle(bundle: Bundle, options: BootOptions | None, ledger: Ledger) -> 
         workers = team_size(manifest.tp, options.threads)
         driver = CpuDriver(manifest.tp, workers, pin=options.pin)
         row.note = f"cpu {code.level}, {manifest.tp} rank(s) x {workers} thread(s)"
-    loading: _WeightsLoad | None = None
+    loading: WeightsLoad | None = None
     try:
         for blob in manifest.blobs:
             with bundle.open_blob(blob.rank) as descriptor:
                 driver.open_weights(descriptor, blob.size, str(bundle.blob_path(blob.rank)))
-        loading = _WeightsLoad(driver, ledger, sum(blob.size for blob in manifest.blobs))
+        loading = WeightsLoad(driver, ledger, sum(blob.size for blob in manifest.blobs))
         model = _prepare(bundle, code, driver, workers, options, ledger, processes_before)
         loading.finish()
         with ledger.stage("warm-up") as row:
             row.note = f"{model.steps} steps before the first request"
-        _check_goldens(model, options.golden_check)
+        check_goldens(model, options.golden_check)
     except BaseException:
         if loading is not None:
             loading.abandon()
@@ -93,11 +116,11 @@ def boot_bundle(bundle: Bundle, options: BootOptions | None, ledger: Ledger) -> 
 
 
 def _choose_code(bundle: Bundle, level: str | None) -> CodeObject:
-    objects = bundle.code_objects(TARGET)
+    objects = bundle.code_objects(CPU)
     return objects[choose_level(objects, cpu_flags(), level)]
 
 
-class _WeightsLoad:
+class WeightsLoad:
     """Loads weights in a thread; the ledger's `weights` stage."""
 
     def __init__(self, driver: Driver, ledger: Ledger, size: int) -> None:
@@ -139,11 +162,11 @@ def _prepare(
 ) -> Model:
     """Reads plans, reserves regions, loads code and builds graphs."""
     manifest = bundle.manifest
-    memory = bundle.memory(TARGET)
+    memory = bundle.memory(CPU)
     with ledger.stage("memory profiling") as row:
         # Read, decoded, and bounded by the regions' extents: all of them, before the first pointer is made.
-        plans = [plan for _, plan in bundle.plans(TARGET)]
-        _require_families(plans)
+        plans = [plan for _, plan in bundle.plans(CPU)]
+        require_families(plans, CPU)
         budget = plan_budget(
             memory,
             tp=manifest.tp,
@@ -157,7 +180,7 @@ def _prepare(
     with ledger.stage("graph compilation") as row:
         data = bundle.read_file(code.file)
         driver.load_code(f"{code.target}-{code.level}", data, code.symbols)
-        families = _build(plans, driver)
+        families = build_families(plans, driver)
         launches = sum(graph.launches for family in families.values() for graph in family.graphs)
         compilers = processes_started() - processes_before
         row.bytes = len(data)
@@ -165,10 +188,15 @@ def _prepare(
     return Model(manifest, memory, driver, families, level=code.level, ledger=ledger, kv_blocks=budget.kv_blocks)
 
 
-def _require_families(plans: Sequence[Plan]) -> None:
-    for family in FAMILIES:
+def require_families(plans: Sequence[Plan], target: str) -> None:
+    """Checks that a target has the plans that every step needs.
+
+    Raises:
+        PlanError: a family is missing.
+    """
+    for family in ("forward", "sample"):
         if not any(plan.family == family for plan in plans):
-            raise PlanError(f"the bundle has no {family} plan for {TARGET}", hint="build or fetch the bundle again")
+            raise PlanError(f"the bundle has no {family} plan for {target}", hint="build or fetch the bundle again")
 
 
 def _note_budget(row: Row, budget: Budget, memory: MemoryPlan, plans: int) -> None:
@@ -176,7 +204,8 @@ def _note_budget(row: Row, budget: Budget, memory: MemoryPlan, plans: int) -> No
     row.note = f"{plans} plans, KV cache of {budget.kv_blocks * memory.kv_block_tokens} tokens, no profiling run"
 
 
-def _build(plans: Sequence[Plan], driver: Driver) -> dict[str, Buckets]:
+def build_families(plans: Sequence[Plan], driver: Driver) -> dict[str, Buckets]:
+    """Makes every plan ready, smallest first, by family."""
     families: dict[str, Buckets] = {}
     for plan in sorted(plans, key=lambda plan: (plan.tokens, plan.requests)):
         family = families.setdefault(plan.family, Buckets([], []))
@@ -185,7 +214,8 @@ def _build(plans: Sequence[Plan], driver: Driver) -> dict[str, Buckets]:
     return families
 
 
-def _check_goldens(model: Model, wanted: bool) -> None:
+def check_goldens(model: Model, wanted: bool) -> None:
+    """Reproduces the goldens of every boot, or says in the ledger that nobody wanted it."""
     with model.ledger.stage("golden check") as row:
         before = model.steps
         chosen = [(i, golden) for i, golden in enumerate(model.manifest.goldens) if golden.at_boot and wanted]

@@ -74,6 +74,61 @@ def plan_budget(
     return Budget(RegionSizes(memory.io_bytes, scratch, kv, memory.comm_bytes), blocks, fixed + tp * kv)
 
 
+@dataclass(frozen=True, slots=True)
+class DeviceMemory:
+    """What a device has: bytes free and in total, and the share of the total that this process may use."""
+
+    free: int
+    total: int
+    utilization: float
+
+    @property
+    def usable(self) -> int:
+        """Bytes that this process may still take."""
+        return max(0, self.free - int(self.total * (1 - self.utilization)))
+
+
+def plan_device_budget(
+    memory: MemoryPlan, max_model_len: int, kv_tokens: int | None, device: DeviceMemory, reserve: int
+) -> Budget:
+    """Settles the size of every region of one rank, which has a device for itself.
+
+    Without `kv_tokens` the KV cache takes all that is left, but no more than all requests of the largest bucket need
+    at full context.
+
+    Args:
+        memory: the bundle's plan.
+        max_model_len: tokens of context that a request may have.
+        kv_tokens: tokens that the KV cache shall hold, rounded up to whole blocks; None applies the rule above.
+        device: what there is.
+        reserve: bytes to leave to the driver.
+
+    Raises:
+        OutOfMemoryError: the plan does not fit; the message has its numbers.
+        UsageError: `kv_tokens` is not positive.
+    """
+    fixed = memory.weights_bytes + memory.io_bytes + memory.scratch_bytes + memory.comm_bytes
+    room = (device.usable - reserve - fixed) // memory.kv_block_bytes
+    one_request = -(-max_model_len // memory.kv_block_tokens)
+    if kv_tokens is None:
+        blocks = max(1, min(one_request * memory.max_requests, room))
+    elif kv_tokens > 0:
+        blocks = -(-kv_tokens // memory.kv_block_tokens)
+    else:
+        raise UsageError(f"a KV cache of {kv_tokens} tokens holds nothing", hint="give --kv-tokens a positive number")
+    kv = blocks * memory.kv_block_bytes
+    if blocks > room:
+        fits = max(0, room) * memory.kv_block_tokens
+        raise OutOfMemoryError(
+            f"the plan needs {fixed + kv + reserve:,} bytes on each device (weights {memory.weights_bytes:,}, "
+            f"io, scratch and comm {fixed - memory.weights_bytes:,}, KV cache of "
+            f"{blocks * memory.kv_block_tokens:,} tokens {kv:,}, reserved for the driver {reserve:,}) and "
+            f"{device.usable:,} of {device.total:,} are available",
+            hint=f"--kv-tokens {fits} would fit" if fits else "free device memory, or raise --gpu-memory-utilization",
+        )
+    return Budget(RegionSizes(memory.io_bytes, memory.scratch_bytes, kv, memory.comm_bytes), blocks, fixed + kv)
+
+
 def available_memory() -> int:
     """Returns the bytes that this process may still use: free memory and page cache, within cgroup and RLIMIT_AS."""
     limits = [_meminfo("MemAvailable")]

@@ -114,6 +114,28 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
 def _add_boot(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("boot")
     group.add_argument(
+        "--target", metavar="TARGET", help="such as hip:gfx942 (default: a GPU that bundle and machine have, else cpu)"
+    )
+    group.add_argument(
+        "--device", type=_ordinals, metavar="N[,N]", help="GPU of each rank, counted among the visible ones"
+    )
+    group.add_argument(
+        "--executor",
+        choices=("auto", "graph", "launch"),
+        default="auto",
+        help="on GPUs: replay graphs, or launch kernel by kernel (default: graphs unless the driver's are known bad)",
+    )
+    group.add_argument(
+        "--gpu-memory-utilization",
+        type=_share,
+        default=0.9,
+        metavar="F",
+        help="share of a GPU's memory that this process may use (default: 0.9)",
+    )
+    group.add_argument(
+        "--verify-weights", action="store_true", help="on GPUs: check the weights' digests on their way to the device"
+    )
+    group.add_argument(
         "--threads", type=_positive, metavar="N", help="threads, shared by the ranks (default: one per processor)"
     )
     group.add_argument("--cpu-level", metavar="LEVEL", help="instruction-set level (default: the best that runs here)")
@@ -132,6 +154,25 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
     return int(text)
+
+
+def _ordinals(text: str) -> tuple[int, ...]:
+    """Parses numbers of devices."""
+    parts = text.split(",")
+    if not all(part.isdecimal() for part in parts) or len(set(parts)) != len(parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of different device numbers, such as 0,1")
+    return tuple(map(int, parts))
+
+
+def _share(text: str) -> float:
+    """Parses a share above 0 and up to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share above 0 and up to 1")
+    return value
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ _u32 = ctypes.c_uint32
 _u64 = ctypes.c_uint64
 
 
-class _Plan(ctypes.Structure):
+class PlanRecords(ctypes.Structure):
     """`struct paiton_plan` of paiton_host.h."""
 
     _fields_ = [
@@ -45,16 +45,33 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "paiton_map_anonymous": (ctypes.c_int, [_u64, ctypes.POINTER(_pointer)]),
     "paiton_unmap": (ctypes.c_int, [_pointer, _u64]),
     "paiton_populate": (ctypes.c_int, [ctypes.c_int, _pointer, _u64, _u32, ctypes.POINTER(ctypes.c_int32)]),
+    "paiton_load": (ctypes.c_int, [_pointer, _pointer]),
+    "paiton_resident": (ctypes.c_int, [ctypes.c_int, _u64, _u32, ctypes.POINTER(_u64), ctypes.POINTER(_u64)]),
+    "paiton_sha256": (None, [ctypes.c_char_p, _u64, _u32, ctypes.c_char_p]),
     "paiton_code_open": (_pointer, [ctypes.c_int]),
     "paiton_code_symbol": (_pointer, [_pointer, ctypes.c_char_p]),
     "paiton_code_close": (ctypes.c_int, [_pointer]),
     "paiton_code_error": (ctypes.c_char_p, []),
     "paiton_program_create": (
         ctypes.c_int,
-        [ctypes.POINTER(_Plan), ctypes.POINTER(_u64), _u32, ctypes.POINTER(_pointer)],
+        [ctypes.POINTER(PlanRecords), ctypes.POINTER(_u64), _u32, ctypes.POINTER(_pointer)],
     ),
     "paiton_program_destroy": (None, [_pointer]),
     "paiton_program_launches": (_u64, [_pointer]),
+    "paiton_device_program_create": (
+        ctypes.c_int,
+        [
+            *(ctypes.POINTER(PlanRecords), ctypes.c_char_p, ctypes.POINTER(_u32), _u64, ctypes.POINTER(_u64)),
+            *(_u32, _u32, ctypes.POINTER(_pointer)),
+        ],
+    ),
+    "paiton_device_program_destroy": (None, [_pointer]),
+    "paiton_device_program_launches": (_u64, [_pointer]),
+    "paiton_device_program_run": (ctypes.c_int, [_pointer, _pointer, _pointer, ctypes.POINTER(_u64)]),
+    "paiton_device_program_add": (
+        ctypes.c_int,
+        [_pointer, _u32, _pointer, _pointer, ctypes.POINTER(_pointer), ctypes.POINTER(_u64)],
+    ),
     "paiton_group_create": (
         ctypes.c_int,
         [_u32, _u32, _u32, ctypes.POINTER(ctypes.c_int32), ctypes.POINTER(_pointer)],
@@ -255,7 +272,7 @@ class Program:
         bases: Sequence[Sequence[int]],
     ) -> None:
         self.handle: int | None = None
-        plan = _Plan(segments, launches, relocations, args, *counts, len(args))
+        plan = PlanRecords(segments, launches, relocations, args, *counts, len(args))
         flat = [address for rank in bases for address in rank]
         if any(len(rank) != REGIONS for rank in bases):
             raise PaitonError(f"every rank has {REGIONS} region addresses")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -16,6 +16,15 @@ from paiton_runtime.drivers.base import Driver, Graph
 from paiton_runtime.ledger import Ledger
 
 _FORMATS = {"i32": ("i", 4), "u64": ("Q", 8), "f32": ("f", 4)}
+
+_DEFAULTS: dict[str, float] = {
+    "repetition_penalty": 1.0,
+    "mask_row": -1,
+    "top_logprobs": -1,
+    "stop_tokens": -1,
+    "max_position": (1 << 31) - 1,
+}
+"""What io fields hold that switch a feature of the sampler off with another value than 0. The cpu has none of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +62,13 @@ class StepResult:
     """What a step gave, one entry per logits row in the order of the batch."""
 
     sampled: list[int]
-    _logits: memoryview[Any]
-    _stride: int
-    _vocab_size: int
+    _logits: Callable[[int], memoryview[Any]]
 
     def logits(self, row: int) -> memoryview[Any]:
-        """Returns the f32 logits [vocab_size] of a row: the device's own memory, valid until the next step."""
+        """Returns the f32 logits [vocab_size] of a row: the device's own or a copy, valid until the next step."""
         if not 0 <= row < len(self.sampled):
             raise UsageError(f"logits row {row} of a step that has {len(self.sampled)}")
-        return self._logits[row * self._stride : row * self._stride + self._vocab_size]
+        return self._logits(row)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +122,9 @@ class Model:
         for field in memory.io:
             letter, width = _FORMATS[field.dtype]
             self._io[field.name] = driver.view(Region.IO, field.offset, field.count * width, letter)
+        for name in _DEFAULTS.keys() & self._io.keys():
+            view = self._io[name]
+            view[:] = array(view.format, [_DEFAULTS[name] if view.format == "f" else int(_DEFAULTS[name])]) * len(view)
         logits_bytes = memory.max_requests * memory.logits_stride * 4
         self._logits = driver.view(Region.COMM, memory.logits_offset, logits_bytes, "f")
 
@@ -143,7 +153,14 @@ class Model:
         self._driver.run(*graphs)
         self.steps += 1
         sampled = self._io["sampled"][:rows].tolist()
-        return StepResult(sampled, self._logits, self.memory.logits_stride, self.manifest.model.vocab_size)
+        return StepResult(sampled, self._logits_row)
+
+    def _logits_row(self, row: int) -> memoryview[Any]:
+        if self._driver is None:
+            raise PaitonError("the model is closed")
+        first, count = row * self.memory.logits_stride, self.manifest.model.vocab_size
+        self._driver.fetch(Region.COMM, self.memory.logits_offset + 4 * first, 4 * count)
+        return self._logits[first : first + count]
 
     def _fill(self, batch: Sequence[Chunk]) -> tuple[int, int]:
         """Checks the batch and writes it to the io region; returns its tokens and logits rows."""
@@ -158,6 +175,7 @@ class Model:
             if count > limit:
                 raise UsageError(f"a step of {count} {what} exceeds the plans' {limit}", hint="split the batch")
         at = row = 0
+        starts = array("i", [0])
         for request, chunk in enumerate(batch):
             self._check(chunk)
             end = at + len(chunk.tokens)
@@ -169,8 +187,13 @@ class Model:
             io["block_tables"][table : table + used] = array("i", chunk.blocks[:used])
             for i in range(chunk.rows):
                 self._fill_row(row, end - chunk.rows + i, chunk, chunk.draw + i)
+                if "slot_of" in io:
+                    io["slot_of"][row] = request
                 row += 1
             at = end
+            starts.append(end)
+        if "query_start" in io:
+            io["query_start"][: len(starts)] = starts
         io["counts"][:4] = array("i", (tokens, len(batch), rows, 0))
         return tokens, rows
 

@@ -75,6 +75,7 @@ def _memory_plan(shape: Shape, weights_bytes: int, scratch_bytes: int, worker_sc
     return MemoryPlan(
         target=TARGET,
         profile=PROFILE,
+        compute_units=0,
         weights_bytes=weights_bytes,
         io_bytes=io_bytes,
         io_input_bytes=io_bytes,

@@ -128,7 +128,9 @@ class Lowering:
         layer: int | None = None,
         step: Step | None = None,
     ) -> None:
-        bound = {"counts": Io("counts"), **references}
+        bound: dict[str, Reference] = dict(references)
+        if any(arg.name == "counts" for arg in spec.args):
+            bound["counts"] = Io("counts")
         self.drafts.append(GpuDraft(spec, constants, step or self.step, bound, scalars or {}, layer))
 
     def _value(self, name: str, row_bytes: int, access: Access, rows: int | None = None) -> Scratch:

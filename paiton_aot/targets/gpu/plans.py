@@ -183,6 +183,7 @@ def _memory_plan(shape: Shape, profile: Profile, weights_bytes: int, scratch_byt
     return MemoryPlan(
         target=profile.target,
         profile=profile.name,
+        compute_units=profile.compute_units,
         weights_bytes=weights_bytes,
         io_bytes=align_up(end_of(fields), TENSOR_ALIGNMENT),
         io_input_bytes=input_bytes,

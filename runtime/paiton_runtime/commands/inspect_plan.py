@@ -68,7 +68,8 @@ class PlanView:
                 yield f"{name}: {self._place(relocation)}"
             elif argument and argument.name:
                 value = unpack_argument(argument, launch.args)
-                yield f"{name}: {value if value or argument.kind != 'pointer' else 'null'}"
+                if value or argument.kind != "pointer":  # null pointers are those that the variant does not use
+                    yield f"{name}: {value}"
 
     def _place(self, relocation: Relocation) -> str:
         """Returns e.g. "weights layers.0.qkv_proj + i * 4096, 1024 B, read"."""

@@ -60,6 +60,11 @@ def start_session(args: argparse.Namespace) -> Session:
         kv_tokens=args.kv_tokens,
         golden_check=not args.no_golden_check,
         pin=args.pin,
+        target=args.target,
+        devices=args.device,
+        executor=args.executor,
+        gpu_memory_utilization=args.gpu_memory_utilization,
+        verify_weights=args.verify_weights,
     )
     model = boot_bundle(bundle, options, ledger)
     try:

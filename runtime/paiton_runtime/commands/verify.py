@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from paiton_artifacts.errors import PaitonError, UnsupportedHostError
 from paiton_artifacts.reader import Bundle, open_bundle
 from paiton_artifacts.verify import verify_files
-from paiton_runtime.boot import TARGET, BootOptions, boot_bundle
+from paiton_runtime.boot import CPU, BootOptions, boot_bundle
 from paiton_runtime.goldens import check_golden
 from paiton_runtime.ledger import Ledger
 from paiton_runtime.levels import cpu_flags, runnable_levels
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_levels(bundle: Bundle, threads: int | None) -> list[Check]:
-    held = bundle.code_objects(TARGET)
+    held = bundle.code_objects(CPU)
     levels = [level for level in runnable_levels(cpu_flags()) if level in held]
     if not levels:
         raise UnsupportedHostError(f"this machine runs none of the bundle's cpu levels: {', '.join(sorted(held))}")
@@ -61,7 +61,7 @@ def _check_level(bundle: Bundle, level: str, threads: int | None) -> list[Check]
     checks = []
     with boot_bundle(bundle, options, Ledger()) as model:
         for index, golden in enumerate(goldens):
-            name = f"golden {index} on {TARGET} {level}"
+            name = f"golden {index} on {CPU} {level}"
             try:
                 check_golden(model, golden, name)
                 checks.append(Check(name, None))

@@ -43,5 +43,8 @@ class Driver(Protocol):
     def view(self, region: Region, offset: int, size: int, letter: str) -> memoryview[Any]:
         """Returns rank 0's bytes of a host-visible region (io, comm, kv) as elements of a native struct letter."""
 
+    def fetch(self, region: Region, offset: int, size: int) -> None:
+        """Brings bytes of rank 0 to where `view` shows them, if that is not the device's own memory."""
+
     def close(self) -> None:
         """Frees everything."""

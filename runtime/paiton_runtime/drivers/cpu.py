@@ -125,6 +125,9 @@ class CpuDriver:
         """Returns bytes of a region of rank 0."""
         return self._regions[0][region].view(offset, size, letter)
 
+    def fetch(self, region: Region, offset: int, size: int) -> None:
+        """Does nothing: views are the memory itself."""
+
     def close(self) -> None:
         """Stops the threads, then frees programs and mappings; views must no longer be used."""
         # The stack was filled group first, so threads would be stopped last: stop them before what they read goes.

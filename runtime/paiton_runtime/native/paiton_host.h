@@ -1,4 +1,4 @@
-/* Host library of the paiton runtime: memory mappings, plan unrolling, and the CPU plan executor.
+/* Host library of the paiton runtime: memory mappings, the weight loader, plan unrolling, and the CPU plan executor.
  *
  * Loaded with ctypes by paiton_runtime/host.py; no Python API, no global state. Every function that can fail returns
  * 0 or a negative errno. Structures that cross the boundary have fixed widths and no padding.
@@ -6,6 +6,7 @@
 #ifndef PAITON_HOST_H
 #define PAITON_HOST_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 /* Calling convention, regions, flags and relocation records; equals paiton_artifacts.layout.RUNTIME_ABI. */
@@ -74,6 +75,25 @@ struct paiton_plan {
     uint64_t args_size;
 };
 
+/* What a device needs to know of a launch beside its paiton_launch, whose `kernel` is the driver's function handle. */
+struct paiton_device_launch {
+    uint32_t grid[3];
+    uint32_t threads;
+    uint32_t shared_bytes;
+    uint32_t argument_first; /* in the array of argument offsets */
+    uint32_t argument_count;
+    uint32_t zero;
+};
+
+struct paiton_device_program; /* a plan, unrolled and relocated for one device */
+
+/* cuLaunchKernel and hipModuleLaunchKernel; cuGraphAddKernelNode_v2 and hipGraphAddKernelNode. */
+typedef int (*paiton_launch_kernel)(void *function, uint32_t, uint32_t, uint32_t, uint32_t, uint32_t, uint32_t,
+                                    uint32_t shared_bytes, void *stream, void **arguments, void **extra);
+typedef int (*paiton_add_kernel)(void **node, void *graph, void *const *before, uint64_t count, const void *node_params);
+
+enum paiton_backend { PAITON_HIP = 0, PAITON_CUDA = 1 };
+
 struct paiton_program; /* a plan, unrolled and relocated for every rank */
 struct paiton_group;   /* the thread teams of all ranks */
 
@@ -84,6 +104,99 @@ PAITON_EXPORT int paiton_map_file(int fd, uint64_t size, void **address);
 PAITON_EXPORT int paiton_map_anonymous(uint64_t size, void **address);
 PAITON_EXPORT int paiton_unmap(void *address, uint64_t size);
 PAITON_EXPORT int paiton_populate(int fd, void *address, uint64_t size, uint32_t threads, _Atomic int32_t *stop);
+
+/* Weights. A load reads extents of files into host memory, or through pinned slots to devices. */
+
+#define PAITON_NOT_READY 600 /* hipErrorNotReady, CUDA_ERROR_NOT_READY */
+
+/* Functions of a driver library, which return 0 or its error code. Handles are pointers in both. */
+struct paiton_copy_functions {
+    uint64_t backend; /* enum paiton_backend */
+    union {
+        int (*hip)(int ordinal);
+        int (*cuda)(void *context);
+    } set_device;
+    union {
+        int (*hip)(void *destination, void *source, size_t size, void *stream);
+        int (*cuda)(uint64_t destination, const void *source, size_t size, void *stream);
+    } copy; /* asynchronous, to the device */
+    int (*record_event)(void *event, void *stream);
+    int (*query_event)(void *event);
+    int (*synchronise_stream)(void *stream);
+};
+
+struct paiton_source {
+    int32_t fd;
+    int32_t direct_fd; /* the same file opened with O_DIRECT; -1 to read through the page cache */
+};
+
+struct paiton_extent {
+    uint64_t offset; /* in the file */
+    uint64_t size;
+    uint64_t address;      /* of its first byte in the destination */
+    const uint8_t *sha256; /* its digest, to be checked; or null */
+    uint32_t file;
+    uint32_t zero;
+};
+
+/* A destination (host memory, or a device) and the threads that fill it. All but the first two are null for host
+ * memory. */
+struct paiton_lane {
+    uint64_t extent_first;
+    uint64_t extent_count; /* more than 0 */
+    uint64_t device;       /* context (CUDA) or ordinal (HIP) */
+    const uint64_t *streams; /* [readers] */
+    const uint64_t *events;  /* [readers][slots] */
+    uint8_t *ring;           /* [readers][slots][slot_bytes], pinned */
+    uint32_t readers;        /* more than 0 */
+    uint32_t zero;
+};
+
+struct paiton_load {
+    const struct paiton_source *files;
+    const struct paiton_extent *extents;
+    const struct paiton_lane *lanes; /* which cover the extents */
+    const struct paiton_copy_functions *driver; /* null: every destination is host memory */
+    _Atomic int32_t *stop;                      /* somebody may set it */
+    uint64_t extent_count;
+    uint64_t slot_bytes; /* largest read, and copy */
+    uint32_t file_count;
+    uint32_t lane_count;
+    uint32_t slots; /* of a reader */
+    uint32_t zero;
+};
+
+enum paiton_load_operation {
+    PAITON_LOAD_START = 0, /* threads and memory; code is an errno */
+    PAITON_LOAD_READ = 1,  /* code is an errno, or 0 if the file ends at `offset` */
+    PAITON_LOAD_DIGEST = 2,
+    PAITON_LOAD_SET_DEVICE = 3, /* from here on, code is the driver's */
+    PAITON_LOAD_COPY = 4,
+    PAITON_LOAD_RECORD = 5,
+    PAITON_LOAD_WAIT = 6,
+};
+
+struct paiton_load_result {
+    uint64_t bytes;        /* that arrived */
+    uint64_t direct_bytes; /* of them, read around the page cache */
+    uint64_t offset;       /* in the file, where it failed */
+    uint32_t file;
+    uint32_t operation; /* that failed */
+    int32_t code;
+    uint32_t zero;
+    uint8_t sha256[32]; /* what was found where a digest differs */
+};
+
+/* Returns once everything has arrived, or nothing is in flight any more: -ECANCELED soon after somebody sets *stop,
+ * -ENODATA at the end of a file, -EBADMSG for a wrong digest, -EIO for what a driver says, else a negative errno. */
+PAITON_EXPORT int paiton_load(const struct paiton_load *load, struct paiton_load_result *result);
+
+/* Samples which pages of a file's first `size` bytes the page cache holds. `portable`: as if there were no
+ * cachestat(2). */
+PAITON_EXPORT int paiton_resident(int fd, uint64_t size, uint32_t portable, uint64_t *pages, uint64_t *resident);
+
+/* `portable`: without the processor's SHA instructions. `digest` has 32 bytes. */
+PAITON_EXPORT void paiton_sha256(const void *data, uint64_t size, uint32_t portable, uint8_t *digest);
 
 /* Code objects, from the descriptor of a memory file that stays open as long as they are loaded. A null result is
  * explained by paiton_code_error, which the same thread calls next. */
@@ -97,6 +210,20 @@ PAITON_EXPORT int paiton_program_create(const struct paiton_plan *plan, const ui
                                         struct paiton_program **program);
 PAITON_EXPORT void paiton_program_destroy(struct paiton_program *program);
 PAITON_EXPORT uint64_t paiton_program_launches(const struct paiton_program *program);
+
+/* Programs of devices. `launches` runs parallel to plan->launches; `offsets` are those of the arguments within a
+ * launch's args. `bases` holds ranks * PAITON_REGIONS addresses. Running one returns 0, or the driver's own code with
+ * *failed set to the number of the launch that it refused. */
+PAITON_EXPORT int paiton_device_program_create(const struct paiton_plan *plan,
+                                               const struct paiton_device_launch *launches, const uint32_t *offsets,
+                                               uint64_t offset_count, const uint64_t *bases, uint32_t ranks,
+                                               uint32_t rank, struct paiton_device_program **program);
+PAITON_EXPORT void paiton_device_program_destroy(struct paiton_device_program *program);
+PAITON_EXPORT uint64_t paiton_device_program_launches(const struct paiton_device_program *program);
+PAITON_EXPORT int paiton_device_program_run(const struct paiton_device_program *program, paiton_launch_kernel launch,
+                                            void *stream, uint64_t *failed);
+PAITON_EXPORT int paiton_device_program_add(const struct paiton_device_program *program, uint32_t backend,
+                                            paiton_add_kernel add, void *graph, void **last, uint64_t *failed);
 
 /* Groups. Worker 0 of rank 0 is the thread that calls paiton_step; the others are started here. */
 PAITON_EXPORT int paiton_group_create(uint32_t ranks, uint32_t workers, uint32_t spin_nanoseconds,

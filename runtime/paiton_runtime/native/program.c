@@ -26,8 +26,7 @@ static int check_launch(const struct paiton_plan *plan, const struct paiton_laun
     return 0;
 }
 
-/* Counts the unrolled launches of one rank and the bytes of their arguments. */
-static int measure(const struct paiton_plan *plan, uint32_t ranks, uint64_t *launches, uint64_t *args_bytes) {
+int paiton_measure(const struct paiton_plan *plan, uint32_t ranks, uint64_t *launches, uint64_t *args_bytes) {
     for (uint64_t i = 0; i < plan->launch_count; i++) {
         int error = check_launch(plan, &plan->launches[i], ranks);
         if (error) return error;
@@ -50,8 +49,8 @@ static int measure(const struct paiton_plan *plan, uint32_t ranks, uint64_t *lau
     return 0;
 }
 
-static void relocate(uint8_t *args, const struct paiton_relocation *relocation, const uint64_t *bases, uint32_t rank,
-                     uint64_t repeat) {
+void paiton_relocate(uint8_t *args, const struct paiton_relocation *relocation, const uint64_t *bases, uint32_t rank,
+                      uint64_t repeat) {
     uint64_t value;
     if (relocation->kind == PAITON_RANK) {
         value = rank * (uint64_t)relocation->offset;
@@ -74,7 +73,7 @@ static uint8_t *unroll(const struct paiton_plan *plan, const uint64_t *bases, ui
                 int skipped = (launch->flags & PAITON_RANK0_ONLY) && rank != 0;
                 if (launch->args_size) memcpy(args, plan->args + launch->args_offset, launch->args_size);
                 for (uint32_t r = 0; r < launch->relocation_count; r++)
-                    relocate(args, &plan->relocations[launch->relocation_first + r], bases, rank, repeat);
+                    paiton_relocate(args, &plan->relocations[launch->relocation_first + r], bases, rank, repeat);
                 call->kernel = skipped ? NULL : (paiton_kernel)(uintptr_t)launch->kernel;
                 call->args = args;
                 call->flags = launch->flags;
@@ -91,7 +90,7 @@ int paiton_program_create(const struct paiton_plan *plan, const uint64_t *bases,
     *program = NULL;
     if (ranks == 0 || ranks > PAITON_MAX_RANKS) return -EINVAL;
     uint64_t launches, args_bytes;
-    int error = measure(plan, ranks, &launches, &args_bytes);
+    int error = paiton_measure(plan, ranks, &launches, &args_bytes);
     if (error) return error;
     struct paiton_program *made = calloc(1, sizeof *made);
     if (!made) return -ENOMEM;

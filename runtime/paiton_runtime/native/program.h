@@ -17,4 +17,11 @@ struct paiton_program {
     uint8_t *args;             /* one arena for all ranks */
 };
 
+/* Checks a template and counts the unrolled launches of one rank and the bytes of their arguments. */
+int paiton_measure(const struct paiton_plan *plan, uint32_t ranks, uint64_t *launches, uint64_t *args_bytes);
+
+/* Fills one field of a launch's arguments; `bases` holds ranks * PAITON_REGIONS addresses. */
+void paiton_relocate(uint8_t *args, const struct paiton_relocation *relocation, const uint64_t *bases, uint32_t rank,
+                     uint64_t repeat);
+
 #endif

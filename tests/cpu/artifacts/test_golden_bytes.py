@@ -24,12 +24,12 @@ ZSTD = (1, 5, 7)
 CONTENTS = {
     "blobs/rank-0.bin": "66ea75f313b0fd1f4eadc886648953691b7d6e274e191d575056699e962f27df",
     "blobs/rank-1.bin": "72288a682eb8b282a59782cba8d9f00787fe3afd70242becdfd583b27bdcbf78",
-    "manifest.msgpack": "986edb78e0e85540d9615913e9004eb3ea710de7b778c8afd46bbc31ac247d59",
+    "manifest.msgpack": "cb2c663050e6687e44cb33b093d27a98b572d20f388c5bb03e4a080309d04708",
     "plans/cpu/forward-t4-r2.plan": "27bfea3176f48a3b01f02183c91f8bcfa40096a56b6e78f63921d97186da88fc",
     "plans/cpu/sample-t8-r2.plan": "feb53dd0be98dbf855af613b6eae831eced0d9a5a11bda05c4f040d039208353",
 }
 COMPRESSED = {
-    "manifest.msgpack": "b231c145cafd86b84e77eba2e0bf5610c149a458ddb1a8f08e3430fe922086c9",
+    "manifest.msgpack": "202b733835a208e881e4b964f5d719d104cab35d0af6cdc2e21b3fd9ba08cb50",
     "plans/cpu/forward-t4-r2.plan": "5a0fd776573c00af9d08e762eed5ad312e6c5cc91f78616ce438170fcf93a228",
     "plans/cpu/sample-t8-r2.plan": "9e80e4dfb43456ca4fdde9b89dfeb686be66c4844c57974a35f74cede426077d",
 }

@@ -97,6 +97,7 @@ def _memory() -> MemoryPlan:
     return MemoryPlan(
         target="cpu",
         profile="default",
+        compute_units=0,
         weights_bytes=EXTENT_ALIGNMENT,
         io_bytes=256,
         io_input_bytes=128,

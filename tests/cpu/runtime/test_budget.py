@@ -16,6 +16,7 @@ MIB = 1 << 20
 MEMORY = MemoryPlan(
     target="cpu",
     profile="any",
+    compute_units=0,
     weights_bytes=100 * MIB,
     io_bytes=1 * MIB,
     io_input_bytes=0,

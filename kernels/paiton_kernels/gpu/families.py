@@ -1,0 +1,16 @@
+"""The kernel families of GPU targets, by name."""
+
+from __future__ import annotations
+
+from paiton_kernels.gpu.attention import ATTENTION
+from paiton_kernels.gpu.embed import EMBED
+from paiton_kernels.gpu.linear import LINEAR
+from paiton_kernels.gpu.norm import NORM
+from paiton_kernels.gpu.quantize import QUANTIZE
+from paiton_kernels.gpu.rope_table import ROPE_TABLE
+from paiton_kernels.gpu.sample import SAMPLE_CHAIN
+from paiton_kernels.gpu.schedule import SCHEDULE
+
+_FORWARD = (EMBED, ROPE_TABLE, NORM, QUANTIZE, LINEAR, SCHEDULE, ATTENTION)
+
+FAMILIES = {spec.family: spec for spec in (*_FORWARD, *SAMPLE_CHAIN)}

@@ -1,0 +1,230 @@
+"""``linear``: activations times a weight matrix [N, K], fused with what comes after it.
+
+One launch for every step size: tiles of few rows and split K where the weights' bytes are the cost, large tiles where
+the matrix units are. Behind the product: store, add to the residual stream, SiLU-mul, or RoPE with the write of K and V
+into the cache.
+"""
+
+from __future__ import annotations
+
+import triton.language as tl
+
+from paiton_kernels.gpu.fp8 import dynamic_scale, reciprocal
+from paiton_kernels.gpu.last_arriver import arrives_last
+from paiton_kernels.gpu.linear_cases import cases
+from paiton_kernels.gpu.linear_epilogue import members, store_rope, store_silu
+from paiton_kernels.gpu.linear_shape import check, grid, name, work, workspace
+from paiton_kernels.gpu.linear_space import space
+from paiton_kernels.gpu.linear_tile import first_member, paired_rows, place, product
+from paiton_kernels.gpu.spec import GpuArg, GpuKernelSpec
+
+
+def _kernel(
+    counts,
+    a,
+    a_scale,
+    weight,
+    scale,
+    out,
+    out_stride,
+    out_scale,
+    out_amax,
+    rope,
+    positions,
+    request_of,
+    block_tables,
+    block_table_stride,
+    kv,
+    kv_block_stride,
+    k_scale,
+    v_scale,
+    workspace,
+    semaphores,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    ROW_STRIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+    A: tl.constexpr,
+    A_SCALE: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    EPILOGUE: tl.constexpr,
+    OUT: tl.constexpr,
+    AMAX: tl.constexpr,
+    Q_HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    KV: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+    DIES: tl.constexpr,
+    SWAP: tl.constexpr,
+    FP8_UNIT: tl.constexpr,
+):
+    TILES_N: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
+    rows = tl.load(counts + (2 if ROWS == "LOGITS" else 0))
+    tiles_m = (rows + BLOCK_M - 1) // BLOCK_M
+    program = tl.program_id(0)
+    if program >= tiles_m * (TILES_N * SPLIT_K):
+        return
+    tile_m, tile_n, split = place(program, tiles_m, TILES_N, SPLIT_K, GROUP_M, DIES)
+
+    # Rows and columns beyond the ends repeat a real one, so that the loop over K needs no mask; offsets are seen not to
+    # be negative, which lets AMD's loads take 32 bits of them.
+    first_row, first_column = tile_m * BLOCK_M, tile_n * BLOCK_N
+    PAIRED: tl.constexpr = EPILOGUE == "SILU" or EPILOGUE == "ROPE"
+    HALF: tl.constexpr = HEAD_DIM // 2 if EPILOGUE == "ROPE" else N // 2
+    x_row = tl.maximum(tl.minimum(tl.arange(0, BLOCK_M), rows - 1 - first_row), 0)
+    if PAIRED:
+        first_pair = first_column // 2
+        w_first = first_pair if EPILOGUE == "SILU" else first_pair // HALF * (2 * HALF) + first_pair % HALF
+        w_row = paired_rows(BLOCK_N, HALF)
+    else:
+        w_first = first_column
+        w_row = tl.arange(0, BLOCK_N)
+    if N % BLOCK_N:
+        w_row = tl.where(first_column + tl.arange(0, BLOCK_N) < N, w_row, 0)
+
+    inverse = None
+    if A_SCALE == "AMAX":
+        a_scale_of_row = dynamic_scale(tl.load(a_scale + first_row + x_row))
+        inverse = reciprocal(a_scale_of_row, FP8_UNIT)
+    tile = product(
+        a + first_row.to(tl.int64) * K,
+        x_row,
+        weight + w_first.to(tl.int64) * ROW_STRIDE,
+        w_row,
+        inverse,
+        split,
+        K,
+        ROW_STRIDE,
+        A,
+        A_SCALE,
+        BLOCK_M,
+        BLOCK_N,
+        BLOCK_K,
+        SPLIT_K,
+        SWAP,
+        FP8_UNIT,
+    )
+    row = first_row + tl.arange(0, BLOCK_M)
+    if SPLIT_K > 1:
+        number = tile_m * TILES_N + tile_n
+        within = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+        partial = workspace + number.to(tl.int64) * (SPLIT_K * BLOCK_M * BLOCK_N) + within
+        inside = (row < rows)[:, None]
+        tl.store(partial + split * (BLOCK_M * BLOCK_N), tile, mask=inside)
+        if not arrives_last(semaphores + number, SPLIT_K):
+            return
+        tile = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        for other in tl.static_range(SPLIT_K):
+            tile += tl.load(partial + other * (BLOCK_M * BLOCK_N), mask=inside, other=0.0, cache_modifier=".cg")
+        tl.store(semaphores + number, 0)
+
+    if A_SCALE == "AMAX":
+        tile *= (a_scale_of_row * (FP8_UNIT * FP8_UNIT))[:, None]
+    elif A_SCALE == "ROW":
+        tile *= (tl.load(a_scale + row, mask=row < rows, other=0.0) * (FP8_UNIT * FP8_UNIT))[:, None]
+    elif A_SCALE == "TENSOR":
+        tile *= tl.load(a_scale) * (FP8_UNIT * FP8_UNIT)
+    elif WEIGHT == "FP8":
+        tile *= FP8_UNIT
+    if PAIRED:
+        first, second = members(tile, BLOCK_M, BLOCK_N)
+        within_tile = tl.arange(0, BLOCK_N // 2)
+        pair = first_pair + within_tile
+        if WEIGHT != "BF16":
+            scale_of = scale + w_first + first_member(within_tile, BLOCK_N, HALF)
+            first *= tl.load(scale_of, mask=pair < N // 2, other=0.0)[None, :]
+            second *= tl.load(scale_of + HALF, mask=pair < N // 2, other=0.0)[None, :]
+        if EPILOGUE == "SILU":
+            store_silu(first, second, row, pair, rows, out, out_scale, out_amax, N, OUT, AMAX, FP8_UNIT)
+        else:
+            store_rope(
+                first,
+                second,
+                row,
+                first_pair,
+                pair,
+                rows,
+                out,
+                rope,
+                positions,
+                request_of,
+                block_tables,
+                block_table_stride,
+                kv,
+                kv_block_stride,
+                k_scale,
+                v_scale,
+                Q_HEADS,
+                KV_HEADS,
+                HEAD_DIM,
+                KV,
+                FP8_UNIT,
+            )
+    else:
+        column = first_column + tl.arange(0, BLOCK_N)
+        inside = (row < rows)[:, None] & (column < N)[None, :]
+        if WEIGHT != "BF16":
+            tile *= tl.load(scale + column, mask=column < N, other=0.0)[None, :]
+        if EPILOGUE == "ADD":
+            to = out + row.to(tl.int64)[:, None] * N + column[None, :]
+            tile += tl.load(to, mask=inside, other=0.0)
+        else:
+            to = out + row.to(tl.int64)[:, None] * out_stride + column[None, :]
+        tl.store(to, tile, mask=inside)
+
+
+LINEAR = GpuKernelSpec(
+    family="linear",
+    function=_kernel,
+    args=(
+        GpuArg("counts", "*i32", "i32[4]: tokens, requests, logits rows of this step, 0"),
+        GpuArg("a", "@A", "[M][K] bf16 or e4m3fn codes; M is the step's tokens or logits rows"),
+        GpuArg("a_scale", "*fp32", "of a: f32[1] (A_SCALE=TENSOR), f32[T] (ROW), f32[T] largest magnitudes (AMAX)"),
+        GpuArg("weight", "@WEIGHT", "[N][ROW_STRIDE] e4m3fn codes, int8 or bf16"),
+        GpuArg("scale", "*fp32", "f32[N]: what each output is multiplied by (not WEIGHT=BF16)"),
+        GpuArg("out", "@OUT", "[M][out_stride] (STORE), [M][N] (ADD), [M][N / 2] (SILU), [M][Q_HEADS * D] (ROPE)"),
+        GpuArg("out_stride", "i64", "elements from one row of out to the next (STORE)"),
+        GpuArg("out_scale", "*fp32", "f32[1]: what the codes in out are multiplied by (OUT=FP8)"),
+        GpuArg("out_amax", "*fp32", "f32[T]: raised to the largest magnitude of each row of out (AMAX=1)"),
+        GpuArg("rope", "*fp32", "f32[T][HEAD_DIM]: cosines, sines (ROPE)"),
+        GpuArg("positions", "*i32", "i32[T]: position of each token in its request (ROPE)"),
+        GpuArg("request_of", "*i32", "i32[T]: row of block_tables of each token (ROPE)"),
+        GpuArg("block_tables", "*i32", "i32[R][block_table_stride]: KV block of every 16 positions (ROPE)"),
+        GpuArg("block_table_stride", "i64", "columns of block_tables (ROPE)"),
+        GpuArg("kv", "@KV", "this layer's part of KV block 0: K [KV_HEADS][16][D], then V (ROPE)"),
+        GpuArg("kv_block_stride", "i64", "bytes from one KV block to the next (ROPE)", divisor=16),
+        GpuArg("k_scale", "*fp32", "f32[1]: what a stored K is multiplied by (KV=FP8)"),
+        GpuArg("v_scale", "*fp32", "f32[1]: what a stored V is multiplied by (KV=FP8)"),
+        GpuArg("workspace", "*fp32", "f32[tiles][SPLIT_K][BLOCK_M][BLOCK_N] (SPLIT_K > 1)"),
+        GpuArg("semaphores", "*i32", "i32[tiles], zero before and after a launch (SPLIT_K > 1)"),
+    ),
+    constants=(
+        "N",
+        "K",
+        "ROW_STRIDE",
+        "ROWS",
+        "A",
+        "A_SCALE",
+        "WEIGHT",
+        "EPILOGUE",
+        "OUT",
+        "AMAX",
+        "Q_HEADS",
+        "KV_HEADS",
+        "HEAD_DIM",
+        "KV",
+    ),
+    tunables=("BLOCK_M", "BLOCK_N", "BLOCK_K", "SPLIT_K", "GROUP_M", "DIES", "SWAP"),
+    name=name,
+    space=space,
+    grid=grid,
+    work=work,
+    cases=cases,
+    check=check,
+    workspace=workspace,
+)

@@ -1,0 +1,238 @@
+"""Small launches of ``linear`` in every mode that plans use, with their results in float64."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from paiton_kernels.gpu.devices import DEFAULT_PROFILES, PROFILES, Target
+from paiton_kernels.gpu.linear_shape import workspace
+from paiton_kernels.gpu.linear_space import space
+from paiton_kernels.gpu.spec import Case, Config, Constant, Step
+from paiton_kernels.linear import kv_slots, linear, rotate, silu_mul
+from paiton_kernels.numeric_formats import e4m3_values, round_bf16, round_e4m3
+from paiton_kernels.pack import activations
+from paiton_kernels.spec import KV_BLOCK_TOKENS
+
+Array = NDArray[Any]
+
+BF16 = {"A": "BF16", "A_SCALE": "NONE", "WEIGHT": "BF16"}
+INT8 = {"A": "BF16", "A_SCALE": "NONE", "WEIGHT": "INT8"}
+FP8_WEIGHT = {"A": "BF16", "A_SCALE": "NONE", "WEIGHT": "FP8"}
+STATIC = {"A": "FP8", "A_SCALE": "TENSOR", "WEIGHT": "FP8"}
+ROW = {"A": "FP8", "A_SCALE": "ROW", "WEIGHT": "FP8"}
+AMAX = {"A": "BF16", "A_SCALE": "AMAX", "WEIGHT": "FP8"}
+
+STORE: dict[str, Constant] = {"EPILOGUE": "STORE", "OUT": "FP32"}
+LOGITS: dict[str, Constant] = {**STORE, "ROWS": "LOGITS"}
+ADD: dict[str, Constant] = {"EPILOGUE": "ADD", "OUT": "FP32"}
+SILU: dict[str, Constant] = {"EPILOGUE": "SILU", "OUT": "BF16"}
+SILU_AMAX: dict[str, Constant] = {**SILU, "AMAX": 1}
+SILU_FP8: dict[str, Constant] = {"EPILOGUE": "SILU", "OUT": "FP8"}
+ROPE: dict[str, Constant] = {"EPILOGUE": "ROPE", "OUT": "BF16", "Q_HEADS": 3, "KV_HEADS": 1, "HEAD_DIM": 32}
+ROPE_FP8: dict[str, Constant] = {**ROPE, "KV": "FP8"}
+
+_DEFAULTS: dict[str, Constant] = {"ROWS": "TOKENS", "AMAX": 0, "Q_HEADS": 0, "KV_HEADS": 0, "HEAD_DIM": 0, "KV": "BF16"}
+_OUT_PADDING = 8
+"""Elements between rows of STORE's output."""
+
+
+def codes_of(values: Array) -> Array:
+    """Returns the e4m3fn codes of values that e4m3fn can hold; zeros are positive, as every target writes them."""
+    return np.where(values == 0, 0, values.astype(ml_dtypes.float8_e4m3fn).view(np.uint8)).astype(np.uint8)
+
+
+class _Inputs:
+    """Operands of a product, and what it is in float64."""
+
+    def __init__(self, constants: Mapping[str, Constant], count: int, bucket: int, seed: int) -> None:
+        self.random = np.random.default_rng(seed)
+        self.arrays: dict[str, Array] = {}
+        n, k, stride = (int(constants[name]) for name in ("N", "K", "ROW_STRIDE"))
+        weight, scale = self._weight(str(constants["WEIGHT"]), n, stride)
+        x, x_scale = self._activations(str(constants["A_SCALE"]), bucket, k)
+        self.product = linear(x[:count], x_scale[:count], weight[:, :k], scale)
+
+    def _weight(self, storage: str, n: int, stride: int) -> tuple[Array, Array | None]:
+        """Makes the weights, padding included: the padding must not matter, so it is large."""
+        values = self.random.standard_normal((n, stride))
+        if storage == "BF16":
+            self.arrays["weight"] = (values / 8).astype(ml_dtypes.bfloat16)
+            return self.arrays["weight"].astype(np.float64), None
+        scale = (self.random.uniform(0.5, 1.5, n) / 64).astype(np.float32)
+        self.arrays["scale"] = scale
+        if storage == "INT8":
+            stored = np.clip(np.rint(values * 40), -127, 127)
+            self.arrays["weight"] = stored.astype(np.int8)
+        else:
+            stored = round_e4m3(values * 20)
+            self.arrays["weight"] = codes_of(stored)
+        return stored, scale.astype(np.float64)
+
+    def _activations(self, a_scale: str, bucket: int, k: int) -> tuple[Array, Array]:
+        values = round_bf16(self.random.standard_normal((bucket, k)) * self.random.uniform(0.1, 4, (bucket, 1)))
+        if a_scale in ("NONE", "AMAX"):
+            self.arrays["a"] = values.astype(ml_dtypes.bfloat16)
+        if a_scale == "NONE":
+            return values, np.ones(bucket)
+        if a_scale == "AMAX":
+            self.arrays["a_scale"] = np.abs(values).max(axis=1).astype(np.float32)
+            return activations(values, act="FP8_DYNAMIC")
+        if a_scale == "TENSOR":
+            scale = np.float32(1 / 60)
+            x, x_scale = activations(values, act="FP8_STATIC", input_scale=float(scale))
+            self.arrays["a_scale"] = np.array([scale])
+        else:
+            x, x_scale = activations(values, act="FP8_DYNAMIC")
+            x_scale = x_scale.astype(np.float32).astype(np.float64)
+            self.arrays["a_scale"] = x_scale.astype(np.float32)
+        self.arrays["a"] = codes_of(x)
+        return x, x_scale
+
+
+def _within(bucket: int, rows: Array) -> Array:
+    """Returns rows of a bucket, those beyond the real ones marked as not written."""
+    expected = np.full((bucket, *rows.shape[1:]), np.nan)
+    expected[: len(rows)] = rows
+    return expected
+
+
+def _silu(inputs: _Inputs, constants: Mapping[str, Constant], bucket: int) -> tuple[dict[str, Array], dict[str, str]]:
+    value = round_bf16(silu_mul(inputs.product))
+    if constants["OUT"] == "FP8":
+        scale = np.float32(np.abs(value).max() / 300)  # some values are beyond 448
+        inputs.arrays |= {"out": np.zeros((bucket, value.shape[1]), np.uint8), "out_scale": np.array([scale])}
+        return {"out": _within(bucket, round_e4m3(value / float(scale)))}, {"out": "fp8"}
+    inputs.arrays["out"] = np.zeros((bucket, value.shape[1]), ml_dtypes.bfloat16)
+    expected, tolerance = {"out": _within(bucket, value)}, {"out": "bf16"}
+    if constants["AMAX"]:
+        largest = np.abs(value).max(axis=1)
+        before = np.zeros(bucket, np.float32)
+        before[0] = 2 * largest[0]  # an earlier launch's, which is larger
+        inputs.arrays["out_amax"] = before
+        expected["out_amax"], tolerance["out_amax"] = _within(bucket, np.maximum(largest, before[: len(value)])), "bf16"
+    return expected, tolerance
+
+
+def _rope(
+    inputs: _Inputs, constants: Mapping[str, Constant], bucket: int
+) -> tuple[dict[str, Array], dict[str, str], dict[str, int]]:
+    q_heads, kv_heads, dim = (int(constants[name]) for name in ("Q_HEADS", "KV_HEADS", "HEAD_DIM"))
+    random, tokens, blocks = inputs.random, len(inputs.product), 9
+    angle = random.uniform(-3, 3, (bucket, dim // 2))
+    rope = np.concatenate([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
+    # Two requests: the second one's tokens lie in the middle of a block and go on into the next one.
+    request_of = (np.arange(bucket) >= tokens // 2).astype(np.int32)
+    positions = np.where(request_of, 11 - tokens // 2, 40).astype(np.int32) + np.arange(bucket, dtype=np.int32)
+    block_tables = random.permutation(blocks)[:8].reshape(2, 4).astype(np.int32)
+    heads = inputs.product.reshape(tokens, q_heads + 2 * kv_heads, dim)
+    q, k, v = np.split(heads, [q_heads, q_heads + kv_heads], axis=1)
+    q, k = rotate(q, rope[:tokens].astype(np.float64)), rotate(k, rope[:tokens].astype(np.float64))
+    # A block of this layer is followed by those of other layers.
+    element = 2 if constants["KV"] == "BF16" else 1
+    stride = (2 * kv_heads * KV_BLOCK_TOKENS * dim + 64) * element
+    cache = np.full((blocks, stride // element), np.nan)
+    tiles = cache[:, : 2 * kv_heads * KV_BLOCK_TOKENS * dim].reshape(blocks, 2 * kv_heads, KV_BLOCK_TOKENS, dim)
+    block, place = kv_slots(positions[:tokens], request_of[:tokens], block_tables)
+    if element == 1:
+        k_scale, v_scale = np.float32(np.abs(k).max() / 300), np.float32(np.abs(v).max() / 500)
+        inputs.arrays |= {"k_scale": np.array([k_scale]), "v_scale": np.array([v_scale])}
+        k, v = round_e4m3(k / float(k_scale)), round_e4m3(v / float(v_scale))
+    tiles[block, :, place] = np.concatenate([k, v], axis=1)
+    storage = np.uint8 if element == 1 else ml_dtypes.bfloat16
+    inputs.arrays |= {
+        "out": np.zeros((bucket, q_heads * dim), ml_dtypes.bfloat16),
+        "kv": np.zeros(cache.shape, storage),
+        "rope": rope,
+        "positions": positions,
+        "request_of": request_of,
+        "block_tables": block_tables,
+    }
+    expected = {"out": _within(bucket, q.reshape(tokens, -1)), "kv": cache}
+    tolerance = {"out": "bf16", "kv": "bf16" if element == 2 else "fp8"}
+    return expected, tolerance, {"block_table_stride": 4, "kv_block_stride": stride}
+
+
+def _case(
+    target: Target, title: str, constants: Mapping[str, Constant], count: int, bucket: int, config: Config | None
+) -> Case:
+    """Returns a launch with `count` real rows in a bucket of `bucket`."""
+    full: dict[str, Constant] = {**_DEFAULTS, "ROW_STRIDE": constants["K"], **constants}
+    inputs = _Inputs(full, count, bucket, seed=sum(map(ord, title)))
+    logits = full["ROWS"] == "LOGITS"
+    step = Step(3 * bucket, bucket) if logits else Step(bucket, 2)
+    counts = [bucket, 2, count, 0] if logits else [count, 2, 2, 0]
+    inputs.arrays["counts"] = np.array(counts, np.int32)
+    n = int(full["N"])
+    scalars = {"out_stride": n + _OUT_PADDING, "block_table_stride": 0, "kv_block_stride": 0}
+    if full["EPILOGUE"] == "SILU":
+        expected, tolerance = _silu(inputs, full, bucket)
+    elif full["EPILOGUE"] == "ROPE":
+        expected, tolerance, strides = _rope(inputs, full, bucket)
+        scalars |= strides
+    elif full["EPILOGUE"] == "ADD":
+        before = inputs.random.standard_normal((bucket, n)).astype(np.float32)
+        inputs.arrays["out"] = before
+        expected, tolerance = {"out": _within(bucket, inputs.product + before[:count])}, {"out": "f32"}
+    else:
+        inputs.arrays["out"] = np.zeros((bucket, n + _OUT_PADDING), np.float32)
+        padded = np.pad(inputs.product, ((0, 0), (0, _OUT_PADDING)), constant_values=np.nan)
+        expected, tolerance = {"out": _within(bucket, padded)}, {"out": "f32"}
+    profile = PROFILES[DEFAULT_PROFILES[target.name]]
+    chosen = config or space(full, step, profile)[0]
+    if needed := workspace({**full, **dict(chosen.values)}, step, profile):
+        # What is there before is no number, and nothing may depend on it.
+        inputs.arrays["workspace"] = np.full(needed["workspace"] // 4, np.nan, np.float32)
+        inputs.arrays["semaphores"] = np.zeros(needed["semaphores"], np.int32)
+        expected["semaphores"], tolerance["semaphores"] = np.zeros(needed["semaphores"], np.int64), "exact"
+    return Case(title, full, step, inputs.arrays, scalars, expected, tolerance, (chosen,))
+
+
+def _config(target: Target, m: int, n: int, k: int, split: int = 1, dies: int = 1, group: int = 1) -> Config:
+    """Returns a small configuration in the form that tuning chooses on a target."""
+    groups = target.backend == "cuda" and int(target.arch) >= 90
+    swap = int(groups and m < 64)
+    values = {"BLOCK_M": m, "BLOCK_N": max(n, 64) if swap else n, "BLOCK_K": k, "SPLIT_K": split}
+    options = {"matrix_instr_nonkdim": 16 if min(m, n) < 32 else 32} if target.backend == "hip" else {}
+    return Config.of(4 if groups else 2, 2, options, GROUP_M=group, DIES=dies, SWAP=swap, **values)
+
+
+def cases(target: Target) -> Iterator[Case]:
+    """Yields every combination of input, epilogue and split of K, and the shapes that leave a tile or a loop early."""
+    modes = {"bf16": BF16, "int8": INT8}
+    if target.fp8:
+        modes |= {"fp8_weight": FP8_WEIGHT, "static": STATIC, "row": ROW, "amax": AMAX}
+    epilogues = {"store": STORE, "add": ADD, "silu": SILU, "silu_amax": SILU_AMAX, "rope": ROPE}
+    if target.fp8:
+        epilogues |= {"silu_fp8": SILU_FP8, "rope_fp8": ROPE_FP8}
+    for (mode, inputs), (epilogue, outputs) in itertools.product(modes.items(), epilogues.items()):
+        shape: dict[str, Constant] = {"N": 160, "K": 192, **inputs, **outputs}
+        # 192 = 3 passes of 64, in two splits of 2 and 1; 5 of 8 tokens.
+        yield _case(target, f"{mode}_{epilogue}", shape, 5, 8, None)
+        yield _case(target, f"{mode}_{epilogue}_split", shape, 5, 8, _config(target, 16, 32, 64, split=2, dies=8))
+    for mode, inputs in modes.items():
+        # Row padding, a tail of K in the last split, columns beyond N, more tiles than one in both directions.
+        ragged: dict[str, Constant] = {"N": 104, "K": 208, "ROW_STRIDE": 224, **inputs}
+        config = _config(target, 16, 32, 64, split=3, dies=3, group=2)
+        yield _case(target, f"{mode}_ragged_split", {**ragged, **STORE}, 35, 40, config)
+        yield _case(target, f"{mode}_ragged_silu", {**ragged, **SILU}, 35, 40, _config(target, 16, 64, 64, group=2))
+        yield _case(target, f"{mode}_logits", {**ragged, **LOGITS}, 3, 4, None)
+    yield from _large_tiles(target)
+
+
+def _large_tiles(target: Target) -> Iterator[Case]:
+    """Yields tiles of prefill's size, at least one mode of each kind, and heads of several sizes."""
+    wide: dict[str, Constant] = {"N": 192, "K": 320}
+    heads: dict[str, Constant] = {**ROPE, "Q_HEADS": 1, "HEAD_DIM": 64}
+    modes = {"bf16": BF16, **({"static": STATIC, "amax": AMAX} if target.fp8 else {})}
+    for mode, inputs in modes.items():
+        yield _case(target, f"{mode}_large_add", {**wide, **inputs, **ADD}, 70, 80, _config(target, 64, 128, 128, group=2))
+        yield _case(target, f"{mode}_large_silu", {**wide, **inputs, **SILU}, 70, 80, _config(target, 64, 64, 64, dies=8))
+        yield _case(target, f"{mode}_large_rope", {**wide, **inputs, **heads}, 33, 40, _config(target, 32, 256, 64))
+        yield _case(target, f"{mode}_one_row", {**wide, **inputs, **ADD}, 1, 1, _config(target, 16, 64, 128, split=2))
+    yield _case(target, "bf16_no_rows", {**wide, **BF16, **STORE}, 0, 4, _config(target, 16, 64, 128, split=2))

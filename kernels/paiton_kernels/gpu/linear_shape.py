@@ -1,0 +1,123 @@
+"""Names, limits and costs of ``linear``, from its constants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from paiton_kernels.gpu.devices import Profile, Target
+from paiton_kernels.gpu.spec import Constant, Grid, Step, Work
+
+ELEMENT_BYTES = {"FP8": 1, "INT8": 1, "BF16": 2, "FP32": 4}
+
+LOAD_BYTES = 16
+"""Widest load of a lane: rows start at multiples of it."""
+
+_INPUTS = {("BF16", "NONE"), ("BF16", "AMAX"), ("FP8", "TENSOR"), ("FP8", "ROW")}
+_OUTPUTS = {("STORE", "FP32"), ("ADD", "FP32"), ("SILU", "BF16"), ("SILU", "FP8"), ("ROPE", "BF16")}
+
+
+def name(values: Mapping[str, Constant]) -> str:
+    """Returns the readable part of a symbol: different constants give different names."""
+    weight, n, k, stride = str(values["WEIGHT"]).lower(), values["N"], values["K"], values["ROW_STRIDE"]
+    scale, epilogue = str(values["A_SCALE"]).lower(), str(values["EPILOGUE"]).lower()
+    parts = [weight, f"n{n}", f"k{k}"]
+    if stride != k:
+        parts.append(f"s{stride}")
+    parts.append(str(values["A"]).lower() + ("" if scale == "none" else scale))
+    parts.append(epilogue)
+    if epilogue == "rope":
+        parts += [f"q{values['Q_HEADS']}", f"kv{values['KV_HEADS']}", f"d{values['HEAD_DIM']}"]
+        parts += ["kvfp8"] if values["KV"] == "FP8" else []
+    if epilogue == "silu":
+        parts.append(f"out{values['OUT']}".lower())
+    if values["AMAX"]:
+        parts.append("withamax")
+    if values["ROWS"] == "LOGITS":
+        parts.append("logits")
+    return "_".join(parts)
+
+
+def check(values: Mapping[str, Constant], _target: Target) -> str:
+    """Returns why ``linear`` cannot do these constants, or ""."""
+    weight, stride = str(values["WEIGHT"]), int(values["ROW_STRIDE"])
+    n, k, scale = int(values["N"]), int(values["K"]), str(values["A_SCALE"])
+    if k % LOAD_BYTES:
+        return f"K is {k}, not a multiple of {LOAD_BYTES}"
+    if stride < k or stride * ELEMENT_BYTES[weight] % LOAD_BYTES:
+        return f"ROW_STRIDE is {stride} {weight} elements, not at least K={k} and a multiple of {LOAD_BYTES} bytes"
+    if (values["A"], scale) not in _INPUTS:
+        return f"A={values['A']} with A_SCALE={scale}"
+    if scale != "NONE" and weight != "FP8":
+        return f"A_SCALE={scale} with WEIGHT={weight}: the matrix instruction takes FP8 on both sides or on neither"
+    return _check_epilogue(values, n, stride)
+
+
+def _check_epilogue(values: Mapping[str, Constant], n: int, stride: int) -> str:
+    epilogue, out = str(values["EPILOGUE"]), str(values["OUT"])
+    if (epilogue, out) not in _OUTPUTS:
+        return f"EPILOGUE={epilogue} with OUT={out}"
+    if values["AMAX"] and (epilogue, out) != ("SILU", "BF16"):
+        return f"AMAX=1 with EPILOGUE={epilogue} and OUT={out}: only SILU with OUT=BF16 keeps a largest magnitude"
+    heads = int(values["Q_HEADS"]), int(values["KV_HEADS"]), int(values["HEAD_DIM"])
+    if epilogue != "ROPE":
+        if any(heads) or values["KV"] != "BF16":
+            return f"heads or KV given with EPILOGUE={epilogue}"
+        if epilogue == "SILU" and n % 2:
+            return f"N is {n} with SILU, not even"
+    else:
+        q_heads, kv_heads, head_dim = heads
+        if head_dim < 32 or head_dim & (head_dim - 1):
+            return f"HEAD_DIM is {head_dim}, not a power of two of at least 32"
+        if n != (q_heads + 2 * kv_heads) * head_dim:
+            return f"N is {n}, not ({q_heads} + 2*{kv_heads}) heads of {head_dim}"
+    if epilogue == "SILU" and (n // 2 + 256) * stride >= 1 << 31:
+        return f"N/2 rows of {stride} elements: pairs are further apart than 32-bit offsets reach"
+    return ""
+
+
+def rows(values: Mapping[str, Constant], step: Step) -> int:
+    """Returns the rows of activations that a bucket has."""
+    return step.requests if values["ROWS"] == "LOGITS" else step.tokens
+
+
+def tiles(values: Mapping[str, Constant], step: Step) -> int:
+    """Returns the number of output tiles."""
+    return -(-rows(values, step) // int(values["BLOCK_M"])) * -(-int(values["N"]) // int(values["BLOCK_N"]))
+
+
+def grid(values: Mapping[str, Constant], step: Step, _profile: Profile) -> Grid:
+    """Returns the blocks launched: one for each tile and part of K."""
+    return tiles(values, step) * int(values["SPLIT_K"]), 1, 1
+
+
+def workspace(values: Mapping[str, Constant], step: Step, _profile: Profile) -> dict[str, int]:
+    """Returns the scratch that partial sums take: f32[tiles][SPLIT_K][BLOCK_M][BLOCK_N], and a semaphore a tile."""
+    split = int(values["SPLIT_K"])
+    if split == 1:
+        return {}
+    count = tiles(values, step)
+    return {"workspace": 4 * count * split * int(values["BLOCK_M"]) * int(values["BLOCK_N"]), "semaphores": count}
+
+
+def work(values: Mapping[str, Constant], step: Step, profile: Profile) -> Work:
+    """Returns what a full bucket moves and computes: every operand once."""
+    m, n, k = rows(values, step), int(values["N"]), int(values["K"])
+    weight, epilogue = str(values["WEIGHT"]), str(values["EPILOGUE"])
+    moved = n * k * ELEMENT_BYTES[weight] + m * k * ELEMENT_BYTES[str(values["A"])]
+    moved += 0 if weight == "BF16" else 4 * n
+    moved += {"NONE": 0, "TENSOR": 4}.get(str(values["A_SCALE"]), 4 * m)
+    if epilogue == "ROPE":
+        q, kv = (int(values[heads]) * int(values["HEAD_DIM"]) for heads in ("Q_HEADS", "KV_HEADS"))
+        moved += m * (2 * q + 2 * kv * ELEMENT_BYTES[str(values["KV"])] + 4 * int(values["HEAD_DIM"]))
+    else:
+        elements = m * n // 2 if epilogue == "SILU" else m * n
+        moved += elements * ELEMENT_BYTES[str(values["OUT"])] * (2 if epilogue == "ADD" else 1) + 4 * m * int(
+            values["AMAX"]
+        )
+    operations, fp8 = 2 * m * n * k, values["A_SCALE"] != "NONE"
+    return Work(
+        bytes=moved,
+        fp8_operations=operations if fp8 else 0,
+        bf16_operations=0 if fp8 else operations,
+        blocks=grid(values, step, profile)[0],
+    )

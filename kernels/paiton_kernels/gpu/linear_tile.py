@@ -1,0 +1,125 @@
+"""The product of ``linear``: which tile a program computes, and the loop over K."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from paiton_kernels.gpu.fp8 import to_fp8
+
+
+@triton.jit
+def place(program, tiles_m, TILES_N: tl.constexpr, SPLIT_K: tl.constexpr, GROUP_M: tl.constexpr, DIES: tl.constexpr):
+    """Returns (tile row, tile column, split) of a program, one to one for programs below tiles_m * TILES_N * SPLIT_K.
+
+    Programs go to the dies in turn, so each die is given a run of neighbours: its L2 then holds the weights and
+    activations that they share. Splits of a tile are neighbours: most sums stay within a die. Tiles go in groups of
+    GROUP_M rows, column by column, so that programs that run together share both operands.
+    """
+    if DIES > 1:
+        programs = tiles_m * (TILES_N * SPLIT_K)
+        die = program % DIES
+        program = die * (programs // DIES) + tl.minimum(die, programs % DIES) + program // DIES
+    split = program % SPLIT_K
+    tile = program // SPLIT_K
+    if GROUP_M == 1:
+        return tile // TILES_N, tile % TILES_N, split
+    first = tile // (GROUP_M * TILES_N) * GROUP_M
+    height = tl.minimum(tiles_m - first, GROUP_M)
+    within = tile % (GROUP_M * TILES_N)
+    return first + within % height, within // height, split
+
+
+@triton.jit
+def paired_rows(BLOCK_N: tl.constexpr, HALF: tl.constexpr):
+    """Returns i32[BLOCK_N]: which weight row, relative to a tile's first, is behind each of its columns.
+
+    Pairs are (i, i + HALF) within blocks of 2 * HALF rows. The members of a pair are neighbouring columns: they end up
+    in the registers of one thread, whatever the matrix instruction.
+    """
+    column = tl.arange(0, BLOCK_N)
+    return first_member(column // 2, BLOCK_N, HALF) + column % 2 * HALF
+
+
+@triton.jit
+def first_member(pair, BLOCK_N: tl.constexpr, HALF: tl.constexpr):
+    """Returns the row of a pair's first member, relative to that of the tile's first pair."""
+    return pair if BLOCK_N <= 2 * HALF else pair // HALF * (2 * HALF) + pair % HALF
+
+
+@triton.jit
+def _convert(left, right, inverse, A: tl.constexpr, A_SCALE: tl.constexpr, SWAP: tl.constexpr, FP8_UNIT: tl.constexpr):
+    """Converts what was loaded to what the matrix instruction takes."""
+    if A_SCALE == "AMAX":
+        if SWAP:
+            right = to_fp8(right.to(tl.float32), inverse[None, :], FP8_UNIT, left.dtype)
+        else:
+            left = to_fp8(left.to(tl.float32), inverse[:, None], FP8_UNIT, right.dtype)
+    elif A == "BF16":
+        left, right = left.to(tl.bfloat16), right.to(tl.bfloat16)
+    return left, right
+
+
+@triton.jit
+def product(
+    x_tile,
+    x_row,
+    w_tile,
+    w_row,
+    inverse,
+    split,
+    K: tl.constexpr,
+    ROW_STRIDE: tl.constexpr,
+    A: tl.constexpr,
+    A_SCALE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+    SWAP: tl.constexpr,
+    FP8_UNIT: tl.constexpr,
+):
+    """Returns f32[BLOCK_M, BLOCK_N]: rows of activations times rows of weights over this split's part of K.
+
+    Args:
+        x_tile: pointer to the first of the tile's activation rows, K elements apart.
+        x_row: i32[BLOCK_M], rows to read, relative to it.
+        w_tile: pointer to the first of the tile's weight rows, ROW_STRIDE elements apart.
+        w_row: i32[BLOCK_N], rows to read, relative to it.
+        inverse: f32[BLOCK_M], what activations are multiplied by before rounding (A_SCALE=AMAX).
+        split: which part of K, of SPLIT_K.
+        SWAP: weights are the left operand of the matrix instruction.
+    """
+    FULL: tl.constexpr = K // BLOCK_K
+    PER_SPLIT: tl.constexpr = (K + BLOCK_K * SPLIT_K - 1) // (BLOCK_K * SPLIT_K)
+    # Hopper's FP8 accumulator keeps 13 bits of fraction: it is added to the f32 one after so many elements of K.
+    EXACT_EVERY: tl.constexpr = None if A == "BF16" and A_SCALE != "AMAX" else (BLOCK_K if BLOCK_K < 128 else 128)
+    k = tl.arange(0, BLOCK_K)
+    # Both operands are addressed in the shape that the matrix instruction takes: transposing what was loaded would
+    # leave AMD's shared memory without a swizzle.
+    if SWAP:
+        left_tile, right_tile = w_tile, x_tile
+        left_offset, right_offset = w_row[:, None] * ROW_STRIDE + k[None, :], x_row[None, :] * K + k[:, None]
+        accumulator = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    else:
+        left_tile, right_tile = x_tile, w_tile
+        left_offset, right_offset = x_row[:, None] * K + k[None, :], w_row[None, :] * ROW_STRIDE + k[:, None]
+        accumulator = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    if SPLIT_K == 1:
+        first, last = 0, FULL
+    else:
+        first = split * PER_SPLIT
+        last = tl.minimum(first + PER_SPLIT, FULL)
+    for step in range(first, last):
+        left = tl.load(left_tile + step * BLOCK_K + left_offset)
+        right = tl.load(right_tile + step * BLOCK_K + right_offset)
+        left, right = _convert(left, right, inverse, A, A_SCALE, SWAP, FP8_UNIT)
+        accumulator = tl.dot(left, right, accumulator, max_num_imprecise_acc=EXACT_EVERY)
+    if K % BLOCK_K:
+        if split == FULL // PER_SPLIT:
+            inside = k < K % BLOCK_K
+            left = tl.load(left_tile + FULL * BLOCK_K + left_offset, mask=inside[None, :], other=0.0)
+            right = tl.load(right_tile + FULL * BLOCK_K + right_offset, mask=inside[:, None], other=0.0)
+            left, right = _convert(left, right, inverse, A, A_SCALE, SWAP, FP8_UNIT)
+            accumulator = tl.dot(left, right, accumulator, max_num_imprecise_acc=EXACT_EVERY)
+    return tl.trans(accumulator) if SWAP else accumulator

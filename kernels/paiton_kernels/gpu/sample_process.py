@@ -1,0 +1,115 @@
+"""First launch of ``sample``: mask and penalties, and what each chunk of the vocabulary knows by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import triton
+import triton.language as tl
+
+from paiton_kernels.gpu.devices import Profile
+from paiton_kernels.gpu.sample_args import (
+    arguments,
+    check_vocabulary,
+    chunk_grid,
+    chunk_space,
+    scratch,
+    symbol_part,
+)
+from paiton_kernels.gpu.sample_arithmetic import BINS, GROUPS, chunk_count, chunk_slots, chunk_tokens, without_nan
+from paiton_kernels.gpu.sample_cases import process_cases
+from paiton_kernels.gpu.spec import Constant, GpuKernelSpec, Step, Work
+
+_BINS = tl.constexpr(BINS)
+_GROUPS = tl.constexpr(GROUPS)
+
+
+@triton.jit
+def _penalised(logits, history, repetition_penalty, presence_penalty, frequency_penalty):
+    """Returns the logits after penalties; `history` as in token_counts."""
+    generated = history & 0x7FFFFFFF
+    scaled = tl.where(logits > 0, tl.div_rn(logits, repetition_penalty), logits * repetition_penalty)
+    changed = tl.where(history != 0, scaled, logits)
+    changed -= frequency_penalty * generated.to(tl.float32)
+    return tl.where(generated > 0, changed - presence_penalty, changed)
+
+
+def _process(
+    counts,
+    logits,
+    logits_stride,
+    slot_of,
+    temperature,
+    repetition_penalty,
+    presence_penalty,
+    frequency_penalty,
+    token_counts,
+    mask_row,
+    mask,
+    processed,
+    chunk_largest,
+    chunk_sum,
+    chunk_best,
+    group_largest,
+    row_histogram,
+    VOCAB: tl.constexpr,
+):
+    row, chunk = tl.program_id(0), tl.program_id(1)
+    if row >= tl.load(counts + 2):
+        return
+    CHUNK: tl.constexpr = chunk_tokens(VOCAB)
+    SLOTS: tl.constexpr = chunk_slots(VOCAB)
+    PADDED: tl.constexpr = CHUNK * chunk_count(VOCAB)
+    token = chunk * CHUNK + tl.arange(0, CHUNK)
+    inside = token < VOCAB
+    values = without_nan(tl.load(logits + row * logits_stride + token, mask=inside, other=float("-inf")))
+
+    largest = tl.max(values)
+    shares = tl.exp(tl.where(values == largest, 0.0, values - largest))  # no NaN from inf - inf
+    tl.store(chunk_largest + row * (2 * SLOTS) + chunk, largest)
+    tl.store(chunk_sum + row * SLOTS + chunk, tl.sum(tl.where(inside, shares, 0.0)))
+    groups = tl.max(tl.reshape(values, (_GROUPS, CHUNK // _GROUPS)), axis=1)
+    tl.store(group_largest + (row * SLOTS + chunk) * _GROUPS + tl.arange(0, _GROUPS), groups)
+
+    repetition, presence = tl.load(repetition_penalty + row), tl.load(presence_penalty + row)
+    frequency = tl.load(frequency_penalty + row)
+    if (repetition != 1.0) | (presence != 0.0) | (frequency != 0.0):  # else the history need not be read
+        history = token_counts + tl.load(slot_of + row).to(tl.int64) * VOCAB
+        seen = tl.load(history + token, mask=inside, other=0)
+        values = _penalised(values, seen, repetition, presence, frequency)
+    constraint = tl.load(mask_row + row)
+    if constraint >= 0:
+        words = mask + constraint.to(tl.int64) * ((VOCAB + 31) // 32)
+        allowed = (tl.load(words + token // 32, mask=inside, other=0) >> (token % 32)) & 1
+        values = tl.where(allowed != 0, values, float("-inf"))
+
+    best = tl.max(values)
+    tl.store(chunk_largest + row * (2 * SLOTS) + SLOTS + chunk, best)
+    tl.store(chunk_best + row * SLOTS + chunk, tl.min(tl.where((values == best) & inside, token, VOCAB)))
+    if tl.load(temperature + row) > 0:
+        tl.store(processed + row.to(tl.int64) * PADDED + token, values)
+        if chunk == 0:
+            tl.store(row_histogram + row * _BINS + tl.arange(0, _BINS), tl.zeros((_BINS,), tl.int32))
+
+
+def _work(values: Mapping[str, Constant], step: Step, profile: Profile) -> Work:
+    rows, chunks, _ = chunk_grid(values, step, profile)
+    return Work(bytes=12 * rows * int(values["VOCAB"]), blocks=rows * chunks)
+
+
+_PROCESS_ARGS = arguments(*_process.__code__.co_varnames[: _process.__code__.co_argcount - 1])
+
+SAMPLE_PROCESS = GpuKernelSpec(
+    family="sample_process",
+    function=_process,
+    args=_PROCESS_ARGS,
+    constants=("VOCAB",),
+    tunables=(),
+    name=symbol_part,
+    space=chunk_space,
+    grid=chunk_grid,
+    work=_work,
+    cases=process_cases,
+    check=check_vocabulary,
+    workspace=scratch(_PROCESS_ARGS),
+)

@@ -1,0 +1,167 @@
+"""Plans on one device, unrolled by the host library: run launch by launch, or added to a graph as its nodes."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from paiton_artifacts.errors import OutOfMemoryError, PaitonError
+from paiton_artifacts.kernel_table import Kernel
+from paiton_artifacts.plan import Launch, Plan
+from paiton_runtime.drivers.template import pack_template
+from paiton_runtime.host import REGIONS, PlanRecords, library
+
+BACKENDS = ("hip", "cuda")
+"""In the order of `enum paiton_backend`."""
+
+_DEVICE_LAUNCH = struct.Struct("<8I")
+_pointer = ctypes.c_void_p
+_u32 = ctypes.c_uint32
+_u64 = ctypes.c_uint64
+
+
+class LaunchRefusedError(Exception):
+    """The driver refused a launch or a node. Internal: the driver turns `code` into an error of the tree.
+
+    Attributes:
+        code: the driver's.
+        index: number of the launch in the unrolled plan.
+    """
+
+    def __init__(self, code: int, index: int) -> None:
+        super().__init__(f"launch {index} was refused with code {code}")
+        self.code = code
+        self.index = index
+
+
+class DeviceProgram:
+    """A plan, unrolled and relocated for one rank.
+
+    Args:
+        plan: one that was checked against the bundle and its kernels.
+        kernels: of the plan's target, by symbol.
+        functions: the driver's function handle of each symbol, on this rank's device.
+        bases: for each rank the addresses of its regions, in the order of `Region`.
+        rank: which of them.
+
+    Raises:
+        PaitonError: a record points outside the arrays; plans are checked before, so this is a defect of ours.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        kernels: Mapping[str, Kernel],
+        functions: Mapping[str, int],
+        bases: Sequence[Sequence[int]],
+        rank: int,
+    ) -> None:
+        self._handle: int | None = None
+        self._plan = plan
+        template = pack_template(plan, functions)
+        records = PlanRecords(
+            template.segments,
+            template.launches,
+            template.relocations,
+            template.args,
+            *template.counts,
+            len(template.args),
+        )
+        launches, offsets = _pack_launches(plan, kernels)
+        if any(len(own) != REGIONS for own in bases):
+            raise PaitonError(f"every rank has {REGIONS} region addresses")
+        flat = [address for own in bases for address in own]
+        handle = _pointer()
+        status = library().paiton_device_program_create(
+            ctypes.byref(records),
+            launches,
+            offsets,
+            len(offsets),
+            (_u64 * len(flat))(*flat),
+            len(bases),
+            rank,
+            ctypes.byref(handle),
+        )
+        if status == -errno.ENOMEM:
+            raise OutOfMemoryError("no memory is left to unroll a plan", hint="free memory on this machine")
+        if status:
+            raise PaitonError("a launch, argument or relocation points outside the plan")
+        self._handle = handle.value
+        self.launches: int = library().paiton_device_program_launches(handle)
+
+    def run(self, launch_function: int, stream: int) -> None:
+        """Launches everything on a stream.
+
+        Args:
+            launch_function: address of cuLaunchKernel or hipModuleLaunchKernel.
+            stream: the driver's handle.
+
+        Raises:
+            LaunchRefusedError: the driver refused one.
+        """
+        failed = _u64()
+        code = library().paiton_device_program_run(self._handle, launch_function, stream, ctypes.byref(failed))
+        if code:
+            raise LaunchRefusedError(code, failed.value)
+
+    def add_to(self, graph: int, backend: str, add_function: int, last: int) -> int:
+        """Adds every launch to a graph as a chain behind the node `last` (0 for none); returns the last node.
+
+        Args:
+            graph: the driver's handle.
+            backend: one of BACKENDS.
+            add_function: address of cuGraphAddKernelNode_v2 or hipGraphAddKernelNode.
+            last: the node that the chain continues.
+
+        Raises:
+            LaunchRefusedError: the driver refused one.
+        """
+        node, failed = _pointer(last), _u64()
+        code = library().paiton_device_program_add(
+            *(self._handle, BACKENDS.index(backend), add_function, graph, ctypes.byref(node), ctypes.byref(failed))
+        )
+        if code:
+            raise LaunchRefusedError(code, failed.value)
+        return node.value or 0
+
+    def describe(self, index: int) -> str:
+        """Returns where launch number `index` of the unrolled plan stands, for messages."""
+        plan = self._plan
+        where = f"plan {plan.family}-t{plan.tokens}-r{plan.requests} of {plan.target}"
+        for segment in plan.segments:
+            unrolled = segment.repeat * len(segment.launches)
+            if index < unrolled:
+                repeat, number = divmod(index, len(segment.launches))
+                launch = segment.launches[number]
+                return f"{where}: {launch.symbol}, launch {number} of repeat {repeat}, {_blocks(launch)}"
+            index -= unrolled
+        return where
+
+    def close(self) -> None:
+        """Frees it; no launch may be reading its arguments. Graphs made of it have copies."""
+        if self._handle is not None:
+            library().paiton_device_program_destroy(self._handle)
+            self._handle = None
+
+
+def _pack_launches(plan: Plan, kernels: Mapping[str, Kernel]) -> tuple[bytes, Any]:
+    """Returns the records beside the template's launches, and the offsets of all their arguments."""
+    places: dict[str, tuple[int, int]] = {}  # of a kernel's arguments within `offsets`: first and count
+    offsets: list[int] = []
+    records = bytearray()
+    for segment in plan.segments:
+        for launch in segment.launches:
+            kernel = kernels[launch.symbol]
+            if launch.symbol not in places:
+                places[launch.symbol] = (len(offsets), len(kernel.arguments))
+                offsets += [argument.offset for argument in kernel.arguments]
+            first, count = places[launch.symbol]
+            records += _DEVICE_LAUNCH.pack(*launch.grid, kernel.threads, kernel.shared_bytes, first, count, 0)
+    return bytes(records), (_u32 * len(offsets))(*offsets)
+
+
+def _blocks(launch: Launch) -> str:
+    return " x ".join(map(str, launch.grid)) + " blocks"

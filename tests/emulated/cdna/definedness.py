@@ -1,0 +1,71 @@
+"""Which registers an instruction leaves undefined when its sources are.
+
+Reading a register that was never written is a fault, with exceptions: compilers copy and pack values of which a part
+does not matter (the upper half of a pair, one value of a packed pair), and leave that part undefined. Such
+instructions pass undefinedness on: their destination is undefined if all their sources are.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tests.emulated.cdna.instruction import Instruction
+from tests.emulated.cdna.waves import EXEC
+
+Flow = tuple[int, int]
+"""Bit masks of registers: the first become undefined if all of the second are."""
+
+_COPIES: Final = frozenset(
+    (
+        "v_mov_b32",
+        "v_mov_b64",
+        "v_accvgpr_read_b32",
+        "v_accvgpr_write_b32",
+        "v_accvgpr_mov_b32",
+        "s_mov_b32",
+        "s_mov_b64",
+    )
+)
+_PACKS: Final = frozenset(
+    (
+        "v_perm_b32",
+        "v_bfi_b32",
+        "v_or_b32",
+        "v_or3_b32",
+        "v_and_or_b32",
+        "v_lshl_or_b32",
+        "v_alignbit_b32",
+        "v_alignbyte_b32",
+        "v_pack_b32_f16",
+        "v_cvt_pk_f16_f32",
+        "v_cvt_pkrtz_f16_f32",
+        "v_cvt_pk_bf16_f32",
+        "v_cvt_pk_fp8_f32",
+        "v_cvt_pk_bf8_f32",
+    )
+)
+
+
+def flows_of(instruction: Instruction) -> tuple[Flow, ...]:
+    """Returns how undefinedness passes through a decoded instruction, which then no longer counts as reading."""
+    name = instruction.name
+    if name in _COPIES:
+        target, source = (instruction.bits(operand) for operand in instruction.operands)
+        if target >> EXEC & 1:
+            return ()
+        instruction.reads &= ~source
+        flows = []
+        while target and source:  # register by register
+            flows.append((target & -target, source & -source))
+            target, source = target & (target - 1), source & (source - 1)
+        return tuple(flows)
+    if name in _PACKS or name.startswith("v_pk_"):
+        target, *sources = (instruction.bits(operand) for operand in instruction.operands)
+        together = 0
+        for source in sources:
+            together |= source
+        if not together:
+            return ()
+        instruction.reads &= ~together
+        return ((target, together),)
+    return ()

@@ -1,0 +1,231 @@
+"""Calls that mean the same in HIP and CUDA, as methods; parameters as in C, pointers and handles as integers."""
+
+from __future__ import annotations
+
+import ctypes
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from tests.emulated.standin.machine import Machine
+from tests.emulated.standin.objects import (
+    INVALID_VALUE,
+    NO_DEVICE,
+    NOT_INITIALISED,
+    NOT_READY,
+    UNKNOWN,
+    Event,
+    ExecutableGraph,
+    Graph,
+    RefusedError,
+)
+
+_DISABLE_TIMING = 2
+
+Handler = Callable[..., int | None]
+
+
+def put(address: int, value: float, type_: Any = ctypes.c_uint64) -> None:
+    """Writes to an output parameter."""
+    if address == 0:
+        raise RefusedError(INVALID_VALUE, "an output parameter is null")
+    type_.from_address(address).value = value
+
+
+class Calls:
+    """Handlers over a machine; a handler returns an error code, or None for success.
+
+    Args:
+        machine: what serves.
+        library: the generated library, for its helpers.
+    """
+
+    def __init__(self, machine: Machine, library: ctypes.CDLL) -> None:
+        self.machine = machine
+        self.library = library
+        self._initialised = False
+
+    def guarded(self, table: Mapping[str, Handler]) -> dict[str, Callable[..., int]]:
+        """Returns handlers that turn refusals into error codes."""
+        return {name: self._guarded(name, handler) for name, handler in table.items()}
+
+    def _guarded(self, name: str, handler: Handler) -> Callable[..., int]:
+        def serve(*arguments: int) -> int:
+            machine = self.machine
+            with machine.lock:
+                if not self._initialised and handler != self.initialise:
+                    machine.refusals.append(f"{name}: called before initialisation")
+                    return NOT_INITIALISED
+                try:
+                    return handler(*arguments) or 0
+                except RefusedError as refusal:
+                    machine.refusals.append(f"{name}: {refusal}")
+                    return refusal.code
+                except Exception:  # noqa: BLE001 (C callers get no exceptions)
+                    machine.refusals.append(f"{name}: {traceback.format_exc()}")
+                    return UNKNOWN
+
+        return serve
+
+    def common(self, names: Sequence[str]) -> dict[str, Handler]:
+        """Returns the handlers below by the names that a vendor gives them, in this order."""
+        handlers: tuple[Handler, ...] = (
+            *(self.initialise, self.device_count, self.memory_info, self.synchronise),
+            *(self.create_stream, self.destroy_stream, self.synchronise_stream, self.wait_event),
+            *(self.create_event, self.destroy_event, self.record_event, self.synchronise_event),
+            *(self.query_event, self.elapsed, self.free, self.allocate_pinned, self.free_pinned),
+            *(self.copy_to_device, self.copy_to_host, self.copy_on_device, self.fill),
+            *(self.load_module, self.unload_module, self.function, self.launch_kernel),
+            *(self.create_graph, self.add_kernel, self.instantiate_graph, self.destroy_graph),
+            *(self.upload_graph, self.launch_graph, self.destroy_executable_graph, self.can_access_peer),
+        )
+        return dict(zip(names, handlers, strict=True))
+
+    def initialise(self, _flags: int) -> int:
+        """Makes the other calls possible."""
+        self._initialised = True
+        return 0 if self.machine.devices else NO_DEVICE
+
+    def device_count(self, out: int) -> None:
+        """Writes the number of devices."""
+        put(out, len(self.machine.devices), ctypes.c_int)
+
+    def memory_info(self, free: int, total: int) -> None:
+        """Writes bytes free and in total."""
+        device = self.machine.current
+        put(free, device.model.memory_bytes - device.memory.used)
+        put(total, device.model.memory_bytes)
+
+    def synchronise(self) -> None:
+        """Waits for the thread's device."""
+        self.machine.synchronise(self.machine.current)
+
+    def create_stream(self, out: int, _flags: int) -> None:
+        """Creates a stream."""
+        put(out, self.machine.create_stream())
+
+    def destroy_stream(self, stream: int) -> None:
+        """Destroys a stream."""
+        self.machine.destroy_stream(stream)
+
+    def synchronise_stream(self, stream: int) -> None:
+        """Waits for a stream."""
+        self.machine.drain(self.machine.stream(stream))
+
+    def wait_event(self, stream: int, event: int, _flags: int) -> None:
+        """Makes a stream wait for what an event has recorded so far."""
+        waited = self.machine.get(event, Event)
+        self.machine.stream(stream).pending.append(lambda: self.machine.wait(waited))
+
+    def create_event(self, out: int, flags: int) -> None:
+        """Creates an event."""
+        put(out, self.machine.new(Event(timing=not flags & _DISABLE_TIMING)))
+
+    def destroy_event(self, event: int) -> None:
+        """Destroys an event."""
+        self.machine.delete(event, Event)
+
+    def record_event(self, event: int, stream: int) -> None:
+        """Records an event."""
+        self.machine.record(self.machine.get(event, Event), self.machine.stream(stream))
+
+    def synchronise_event(self, event: int) -> None:
+        """Waits for an event."""
+        self.machine.wait(self.machine.get(event, Event))
+
+    def query_event(self, event: int) -> int:
+        """Tells whether an event has happened."""
+        return 0 if self.machine.done(self.machine.get(event, Event)) else NOT_READY
+
+    def elapsed(self, out: int, start: int, end: int) -> None:
+        """Writes milliseconds between events."""
+        events = self.machine.get(start, Event), self.machine.get(end, Event)
+        put(out, self.machine.elapsed_milliseconds(*events), ctypes.c_float)
+
+    def free(self, address: int) -> None:
+        """Frees device memory."""
+        self.machine.free(address)
+
+    def allocate_pinned(self, out: int, size: int, _flags: int) -> None:
+        """Allocates pinned memory."""
+        put(out, self.machine.allocate_pinned(size))
+
+    def free_pinned(self, address: int) -> None:
+        """Frees pinned memory."""
+        self.machine.free_pinned(address)
+
+    def copy_to_device(self, destination: int, source: int, size: int, stream: int) -> None:
+        """Copies from the host."""
+        self.machine.copy_to_device(destination, source, size, self.machine.stream(stream))
+
+    def copy_to_host(self, destination: int, source: int, size: int, stream: int) -> None:
+        """Copies to the host."""
+        self.machine.copy_to_host(destination, source, size, self.machine.stream(stream))
+
+    def copy_on_device(self, destination: int, source: int, size: int, stream: int) -> None:
+        """Copies device memory."""
+        self.machine.copy_on_device(destination, source, size, self.machine.stream(stream))
+
+    def fill(self, address: int, value: int, size: int, stream: int) -> None:
+        """Sets bytes."""
+        self.machine.fill(address, value, size, self.machine.stream(stream))
+
+    def load_module(self, out: int, image: int) -> None:
+        """Loads a code object."""
+        put(out, self.machine.load_module(image))
+
+    def unload_module(self, module: int) -> None:
+        """Unloads a code object."""
+        self.machine.unload_module(module)
+
+    def function(self, out: int, module: int, name: int) -> None:
+        """Finds a kernel."""
+        put(out, self.machine.function(module, ctypes.string_at(name).decode()))
+
+    def launch_kernel(
+        self, function: int, x: int, y: int, z: int, block_x: int, block_y: int, block_z: int, *rest: int
+    ) -> None:
+        """Launches a kernel; the rest is shared bytes, stream, pointers to the arguments, and an unused list."""
+        shared, stream, pointers, extra = rest
+        run = self.machine.prepare(function, (x, y, z), (block_x, block_y, block_z), shared, pointers, extra)
+        self.machine.launch(self.machine.stream(stream), run, function)
+
+    def create_graph(self, out: int, _flags: int) -> None:
+        """Creates a graph."""
+        put(out, self.machine.new(Graph()))
+
+    def add_kernel(self, out: int, graph: int, dependencies: int, count: int, parameters: int) -> None:
+        """Adds a kernel node."""
+        fields = (ctypes.c_uint64 * 10)()
+        self.library.standin_kernel_node(ctypes.c_void_p(parameters), fields)
+        function, x, y, z, block_x, block_y, block_z, shared, pointers, extra = fields
+        run = self.machine.prepare(function, (x, y, z), (block_x, block_y, block_z), shared, pointers, extra)
+        put(out, self.machine.add_node(graph, dependencies, count, run))
+
+    def instantiate_graph(self, out: int, graph: int, _flags: int) -> None:
+        """Makes a graph executable."""
+        put(out, self.machine.instantiate(graph))
+
+    def destroy_graph(self, graph: int) -> None:
+        """Destroys a graph."""
+        self.machine.destroy_graph(graph)
+
+    def upload_graph(self, graph: int, stream: int) -> None:
+        """Only checks its handles."""
+        self.machine.get(graph, ExecutableGraph)
+        self.machine.stream(stream)
+
+    def launch_graph(self, graph: int, stream: int) -> None:
+        """Launches a graph."""
+        self.machine.launch_graph(self.machine.get(graph, ExecutableGraph), self.machine.stream(stream))
+
+    def destroy_executable_graph(self, graph: int) -> None:
+        """Destroys an executable graph once no stream has it to do any more."""
+        for device in self.machine.devices:
+            if device.fault is None:
+                self.machine.synchronise(device)
+        self.machine.delete(graph, ExecutableGraph)
+
+    def can_access_peer(self, out: int, ordinal: int, peer: int) -> None:
+        """Tells whether devices can be peers: all but a device with itself."""
+        put(out, int(self.machine.device(ordinal) is not self.machine.device(peer)), ctypes.c_int)

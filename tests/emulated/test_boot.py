@@ -1,0 +1,143 @@
+"""The runtime boots a bundle on an emulated MI300X, through the driver library that it finds, and matches the cpu."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from paiton_aot.goldens import TOLERANCE
+from paiton_artifacts.errors import (
+    DeviceFaultError,
+    DeviceNotFoundError,
+    DigestMismatchError,
+    OutOfMemoryError,
+    PaitonError,
+    UnsupportedHostError,
+    UnsupportedTargetError,
+    UsageError,
+)
+from paiton_runtime.boot import BootOptions, boot
+from paiton_runtime.cli import main
+from paiton_runtime.model import Chunk, Sampling
+from tests.emulated.conftest import MakeHip
+from tests.emulated.emulated_model import assemblies
+from tests.emulated.standin.hip import MI300X, MI355X, HipStandIn
+from tests.teacher_forced import logits_of
+
+IDS = [(13 * index + 2) % 380 for index in range(24)]
+FLAGS = ("--target", "hip:gfx942", "--candidates", "1", "--max-num-batched-tokens", "32")
+
+
+@pytest.fixture(scope="session")
+def bundle(build_bundle: Callable[..., Path], gpu_checkpoint: Path) -> Path:
+    """A small Llama with FP8 weights, activations and KV cache, for the cpu and gfx942."""
+    return build_bundle("tiny-boot", gpu_checkpoint, *FLAGS, "--act", "fp8", "--kv", "fp8", "--lm-head", "fp8")
+
+
+@pytest.fixture
+def mi300x(make_hip: MakeHip) -> HipStandIn:
+    """A machine with one MI300X, whose driver knows the kernels of the test's builds."""
+    return register(make_hip(MI300X))
+
+
+def register(standin: HipStandIn) -> HipStandIn:
+    """Tells a stand-in the assembly of everything in the compile cache."""
+    for code, assembly in assemblies(Path(os.environ["PAITON_CACHE"])):
+        standin.code.register(code, assembly)
+    return standin
+
+
+@pytest.mark.parametrize("executor", ["graph", "launch"])
+def test_logits_are_those_of_the_cpu(executor: str, bundle: Path, mi300x: HipStandIn) -> None:
+    with boot(bundle, BootOptions(target="cpu", golden_check=False)) as reference:
+        expected = logits_of(reference, IDS)
+    with boot(bundle, BootOptions(executor=executor, kv_tokens=64)) as model:
+        assert model.level == "gfx942"
+        assert executor in model.ledger.rows["device"].note
+        ours = logits_of(model, IDS)
+        sampled = model.step([Chunk(IDS, 0, [0, 1])]).sampled
+        drawn = [model.step([Chunk(IDS, 0, [0, 1], sampling=Sampling(1.0, seed=7), draw=n)]).sampled for n in range(4)]
+        again = [model.step([Chunk(IDS, 0, [0, 1], sampling=Sampling(1.0, seed=7), draw=n)]).sampled for n in range(4)]
+    assert drawn == again
+    tolerance = TOLERANCE["fp8"] * expected.std()
+    assert np.abs(ours - expected).max() <= tolerance
+    best = np.sort(expected, axis=1)
+    clear = best[:, -1] - best[:, -2] > tolerance
+    assert np.array_equal(ours.argmax(1)[clear], expected.argmax(1)[clear])
+    assert sampled == [int(ours[-1].argmax())]
+
+
+def test_the_command_generates(bundle: Path, mi300x: HipStandIn, capfd: pytest.CaptureFixture[str]) -> None:
+    """The command as users run it: goldens checked, tokens sampled on the device, the ledger told."""
+    flags = ["--max-tokens", "4", "--ignore-eos", "--kv-tokens", "64", "--json", "--verify-weights"]
+    assert main(["generate", str(bundle), "Once upon", *flags]) == 0
+    value = json.loads(capfd.readouterr().out)
+    stages = {row["stage"]: row for row in value["ledger"]}
+    assert "hip:gfx942 mi300x" in stages["device"]["note"]
+    assert "none compiled" in stages["graph compilation"]["note"]
+    assert stages["weights"]["bytes"] > 0
+
+
+def test_a_damaged_blob_is_found_on_its_way(bundle: Path, mi300x: HipStandIn, tmp_path: Path) -> None:
+    import shutil  # noqa: PLC0415
+
+    copy = tmp_path / "bundle"
+    shutil.copytree(bundle, copy)
+    with (copy / "blobs" / "rank-0.bin").open("r+b") as blob:
+        blob.seek(1000)
+        byte = blob.read(1)
+        blob.seek(1000)
+        blob.write(bytes([byte[0] ^ 1]))
+    with pytest.raises(DigestMismatchError, match=r"rank-0\.bin"):
+        boot(copy, BootOptions(kv_tokens=64, verify_weights=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        (BootOptions(target="cuda:sm_90"), UnsupportedTargetError, r"the bundle has: cpu \(any\), hip:gfx942 \(mi300x\)"),
+        (BootOptions(devices=(0, 1)), UsageError, "2 device.s. given for 1 rank"),
+        (BootOptions(devices=(3,)), DeviceNotFoundError, "device"),
+        (BootOptions(gpu_memory_utilization=0.001), OutOfMemoryError, "the plan needs .* on each device"),
+        (BootOptions(kv_tokens=1 << 32), OutOfMemoryError, "would fit"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    options: BootOptions, error: type[PaitonError], words: str, bundle: Path, mi300x: HipStandIn
+) -> None:
+    with pytest.raises(error, match=words):
+        boot(bundle, options)
+
+
+def test_another_architecture_is_refused_by_name(bundle: Path, make_hip: MakeHip) -> None:
+    register(make_hip(MI355X))
+    with pytest.raises(UnsupportedHostError, match=r"MI355X\) is hip:gfx950, the bundle has: cpu, hip:gfx942"):
+        boot(bundle, BootOptions(target="hip:gfx942"))
+    with boot(bundle, BootOptions()) as model:  # nobody asked for the GPU
+        assert model.memory.target == "cpu"
+
+
+def test_an_absent_driver_is_named(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PAITON_HIP_LIBRARY", "/nowhere/libamdhip64.so")
+    with pytest.raises(DeviceNotFoundError, match="/nowhere/libamdhip64.so"):
+        boot(bundle, BootOptions(target="hip:gfx942"))
+
+
+def test_a_kernel_that_faults_says_where(bundle: Path, mi300x: HipStandIn) -> None:
+    """A block number far outside of the KV cache: the host refuses it, so it is put into the device's table."""
+    with boot(bundle, BootOptions(kv_tokens=64, golden_check=False, executor="launch")) as model:
+        model.step([Chunk(IDS, 0, [0, 1])])
+        model._io["block_tables"][0] = 1 << 20
+        tables = model._check
+
+        def unchecked(chunk: Chunk) -> None:
+            tables(chunk)
+
+        model._check = unchecked  # type: ignore[method-assign]
+        with pytest.raises(DeviceFaultError):
+            model._driver.run(*model._forward.graphs[-1:])  # type: ignore[union-attr]

@@ -1,0 +1,136 @@
+"""The runtime's tables of functions, structures and constants against the vendors' headers in the Triton wheel."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from paiton_runtime.drivers import cuda_functions, device_functions, hip_functions
+from tests.emulated.standin.headers import CUDA, HIP, LETTERS, Headers
+
+BOTH = pytest.mark.parametrize(
+    ("headers", "module"), [(HIP, hip_functions), (CUDA, cuda_functions)], ids=["hip", "cuda"]
+)
+
+
+def kind_of(parameter: Any) -> tuple[str, int]:
+    """Returns what a C caller sees of a ctype: pointer, float or integer, and its size; enumerations have no sign."""
+    if parameter in (ctypes.c_void_p, ctypes.c_char_p) or hasattr(parameter, "contents"):
+        return "pointer", 8
+    floating = parameter in (ctypes.c_float, ctypes.c_double)
+    return "float" if floating else "integer", ctypes.sizeof(parameter)
+
+
+@BOTH
+def test_every_function_has_the_declared_parameters(headers: Headers, module: ModuleType) -> None:
+    for symbol, parameters in module.FUNCTIONS.values():
+        letters = headers.prototypes[symbol].letters()
+        assert [kind_of(parameter) for parameter in parameters] == [kind_of(LETTERS[x]) for x in letters], symbol
+
+
+def check_layouts(headers: Headers, types: dict[str, type[ctypes.Structure]]) -> None:
+    wanted = {}
+    for name, type_ in types.items():
+        wanted[f"sizeof({name})"] = ctypes.sizeof(type_)
+        for field, *_ in type_._fields_:
+            place = getattr(type_, field)
+            wanted[f"offsetof({name}, {field})"] = place.offset
+            wanted[f"sizeof((({name} *)0)->{field})"] = place.size
+    assert headers.values(wanted) == wanted
+
+
+def test_layouts_of_hip() -> None:
+    check_layouts(HIP, {"dim3": hip_functions.Dim3, "hipKernelNodeParams": hip_functions.KernelNodeParams})
+
+
+def test_properties_of_hip() -> None:
+    wanted = {"sizeof(hipDeviceProp_tR0600)": hip_functions.PROPERTIES_BYTES}
+    for field, (offset, letter) in hip_functions.PROPERTIES.items():
+        wanted[f"offsetof(hipDeviceProp_tR0600, {field})"] = offset
+        wanted[f"sizeof(((hipDeviceProp_tR0600 *)0)->{field})"] = struct.calcsize(letter)
+    assert HIP.values(wanted) == wanted
+
+
+def test_layouts_of_cuda() -> None:
+    types = {
+        "CUDA_KERNEL_NODE_PARAMS_v2": cuda_functions.KernelNodeParams,
+        "CUDA_MEMCPY3D_v2": cuda_functions.Memcpy3D,
+    }
+    check_layouts(CUDA, types)
+
+
+def test_constants_of_hip() -> None:
+    wanted = {
+        "hipMemcpyHostToDevice": hip_functions.MEMCPY_HOST_TO_DEVICE,
+        "hipDeviceMallocUncached": hip_functions.DEVICE_MALLOC_UNCACHED,
+        "hipDeviceMallocDefault": 0,
+        "hipStreamNonBlocking": 1,
+        "hipHostMallocPortable": 1,
+        "hipEventDisableTiming": 2,
+        "hipErrorOutOfMemory": device_functions.OUT_OF_MEMORY,
+        "hipErrorNoDevice": device_functions.NO_DEVICE,
+        "hipErrorNotFound": device_functions.NOT_FOUND,
+        "hipErrorNotReady": device_functions.NOT_READY,
+        "hipErrorPeerAccessAlreadyEnabled": device_functions.PEER_ACCESS_ALREADY_ENABLED,
+    }
+    assert HIP.values(wanted) == wanted
+    faults = ("hipErrorIllegalAddress", "hipErrorLaunchTimeOut", "hipErrorAssert", "hipErrorLaunchFailure")
+    assert set(HIP.values(faults).values()) <= device_functions.FAULTS
+    unloadable = ("hipErrorInvalidImage", "hipErrorNoBinaryForGpu", "hipErrorInvalidKernelFile")
+    assert set(HIP.values(unloadable).values()) <= device_functions.UNLOADABLE.keys()
+
+
+def test_constants_of_cuda() -> None:
+    wanted = {
+        **cuda_functions.ATTRIBUTES,
+        "CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES": cuda_functions.FUNCTION_MAX_DYNAMIC_SHARED_BYTES,
+        "CU_MEMORYTYPE_HOST": cuda_functions.MEMORY_HOST,
+        "CU_MEMORYTYPE_DEVICE": cuda_functions.MEMORY_DEVICE,
+        "CU_STREAM_NON_BLOCKING": 1,
+        "CU_MEMHOSTALLOC_PORTABLE": 1,
+        "CU_EVENT_DISABLE_TIMING": 2,
+        "CUDA_ERROR_OUT_OF_MEMORY": device_functions.OUT_OF_MEMORY,
+        "CUDA_ERROR_NO_DEVICE": device_functions.NO_DEVICE,
+        "CUDA_ERROR_NOT_FOUND": device_functions.NOT_FOUND,
+        "CUDA_ERROR_NOT_READY": device_functions.NOT_READY,
+        "CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED": device_functions.PEER_ACCESS_ALREADY_ENABLED,
+    }
+    assert CUDA.values(wanted) == wanted
+    faults = (
+        *("CUDA_ERROR_ILLEGAL_ADDRESS", "CUDA_ERROR_LAUNCH_TIMEOUT", "CUDA_ERROR_ASSERT"),
+        *("CUDA_ERROR_HARDWARE_STACK_ERROR", "CUDA_ERROR_ILLEGAL_INSTRUCTION", "CUDA_ERROR_MISALIGNED_ADDRESS"),
+        *("CUDA_ERROR_INVALID_ADDRESS_SPACE", "CUDA_ERROR_INVALID_PC", "CUDA_ERROR_LAUNCH_FAILED"),
+    )
+    assert set(CUDA.values(faults).values()) == device_functions.FAULTS
+    unloadable = (
+        *("CUDA_ERROR_INVALID_IMAGE", "CUDA_ERROR_NO_BINARY_FOR_GPU"),
+        *("CUDA_ERROR_INVALID_PTX", "CUDA_ERROR_UNSUPPORTED_PTX_VERSION"),
+    )
+    assert set(CUDA.values(unloadable).values()) == device_functions.UNLOADABLE.keys()
+
+
+def test_layouts_of_cuda_against_nvidias_python_bindings() -> None:
+    """A second opinion that no compiler of ours had a part in: set a field there, see where a byte changes."""
+    driver = pytest.importorskip("cuda.bindings.driver", reason="cuda-bindings is not installed")
+    for name, type_ in (("CUDA_KERNEL_NODE_PARAMS_v2", cuda_functions.KernelNodeParams),):
+        theirs = getattr(driver, name)()
+        checked = 0
+        for field, ctype, *_ in type_._fields_:
+            if kind_of(ctype)[0] != "integer":
+                continue
+            setattr(theirs, field, 0x01020304)
+            raw = ctypes.string_at(theirs.getPtr(), ctypes.sizeof(type_))
+            assert raw.find((0x01020304).to_bytes(4, "little")) == getattr(type_, field).offset, field
+            setattr(theirs, field, 0)
+            checked += 1
+        assert checked == 7
+    copy = driver.CUDA_MEMCPY3D_v2()
+    for field in ("srcXInBytes", "srcPitch", "dstXInBytes", "dstDevice", "dstHeight", "WidthInBytes", "Depth"):
+        setattr(copy, field, 0x01020304)
+        raw = ctypes.string_at(copy.getPtr(), ctypes.sizeof(cuda_functions.Memcpy3D))
+        assert raw.find((0x01020304).to_bytes(4, "little")) == getattr(cuda_functions.Memcpy3D, field).offset, field
+        setattr(copy, field, 0)

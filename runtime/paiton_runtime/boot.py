@@ -39,7 +39,8 @@ class BootOptions:
         pin: bind threads to processors where there are enough of them.
         target: what to boot for; None takes a GPU that is here and that the bundle was built for, else the cpu.
         devices: GPU of each rank; None takes the first ones.
-        executor: on GPUs "graph", "launch", or "auto" for graphs unless the driver's are known to be wrong.
+        executor: on GPUs "graph", "launch", "serial" (launch, and wait for each kernel), or "auto" for graphs unless
+            the driver's are known to be wrong.
         gpu_memory_utilization: share of a GPU's memory that this process may use.
         verify_weights: on GPUs, compare the digest of every chunk of weights on its way to the device.
     """

@@ -99,6 +99,8 @@ def choose_executor(library: DeviceLibrary, wanted: str) -> Executor:
         if reason:
             raise UnsupportedHostError(f"graphs of {library.version()} {reason}", hint="use --executor launch")
         return "graph"
+    if wanted == "serial":
+        return "serial"
     return "launch" if wanted == "launch" or reason else "graph"
 
 

@@ -121,9 +121,10 @@ def _add_boot(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--executor",
-        choices=("auto", "graph", "launch"),
+        choices=("auto", "graph", "launch", "serial"),
         default="auto",
-        help="on GPUs: replay graphs, or launch kernel by kernel (default: graphs unless the driver's are known bad)",
+        help="on GPUs: replay graphs, launch kernel by kernel, or wait for each as well, which tells where one crashes"
+        " (default: graphs unless the driver's are known bad)",
     )
     group.add_argument(
         "--gpu-memory-utilization",

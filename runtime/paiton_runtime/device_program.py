@@ -92,18 +92,23 @@ class DeviceProgram:
         self._handle = handle.value
         self.launches: int = library().paiton_device_program_launches(handle)
 
-    def run(self, launch_function: int, stream: int) -> None:
-        """Launches everything on a stream.
+    def run(self, launch_function: int, stream: int, first: int = 0, count: int | None = None) -> None:
+        """Launches everything, or `count` launches from the `first` on, on a stream.
 
         Args:
             launch_function: address of cuLaunchKernel or hipModuleLaunchKernel.
             stream: the driver's handle.
+            first: number of a launch in the unrolled plan.
+            count: how many; None for all that follow.
 
         Raises:
             LaunchRefusedError: the driver refused one.
         """
         failed = _u64()
-        code = library().paiton_device_program_run(self._handle, launch_function, stream, ctypes.byref(failed))
+        many = self.launches - first if count is None else count
+        code = library().paiton_device_program_run(
+            self._handle, launch_function, stream, first, many, ctypes.byref(failed)
+        )
         if code:
             raise LaunchRefusedError(code, failed.value)
 

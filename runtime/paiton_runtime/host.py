@@ -67,7 +67,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     ),
     "paiton_device_program_destroy": (None, [_pointer]),
     "paiton_device_program_launches": (_u64, [_pointer]),
-    "paiton_device_program_run": (ctypes.c_int, [_pointer, _pointer, _pointer, ctypes.POINTER(_u64)]),
+    "paiton_device_program_run": (ctypes.c_int, [_pointer, _pointer, _pointer, _u64, _u64, ctypes.POINTER(_u64)]),
     "paiton_device_program_add": (
         ctypes.c_int,
         [_pointer, _u32, _pointer, _pointer, ctypes.POINTER(_pointer), ctypes.POINTER(_u64)],

@@ -62,6 +62,7 @@ def cuda_library_path(cache: Cache) -> Path:
 def make_hip(hip_library_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeHip]:
     """Starts machines behind the library that the runtime then finds; what a test leaves allocated is an error."""
     monkeypatch.setenv("PAITON_HIP_LIBRARY", str(hip_library_path))
+    monkeypatch.setenv("HIP_VISIBLE_DEVICES", "")  # what a boot narrows it to does not outlive the test
     yield from machines(lambda models: HipStandIn(hip_library_path, models or (MI300X,)))
 
 
@@ -69,6 +70,7 @@ def make_hip(hip_library_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
 def make_cuda(cuda_library_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeCuda]:
     """As `make_hip`, for the stand-in libcuda."""
     monkeypatch.setenv("PAITON_CUDA_LIBRARY", str(cuda_library_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     yield from machines(lambda models: CudaStandIn(cuda_library_path, models or (H200,)))
 
 

@@ -24,7 +24,7 @@ from paiton_kernels.gpu.spec import Constant, GpuKernelSpec, GpuVariant, Step
 from tests.emulated.conftest import MakeCuda, MakeHip
 from tests.emulated.standin.hip import MI300X
 from tests.gpu.harness import best, cases_on, check_case, run_case, run_chain
-from tests.gpu.launcher import Gpu, NoGpuError, open_gpu, pack_arguments
+from tests.gpu.launcher import Gpu, LoadedKernel, NoGpuError, checked_launch, open_gpu
 from tests.gpu.test_graphs import test_a_replayed_graph_makes_the_bytes_of_its_launches_from_new_inputs as test_graph
 
 __all__ = ["test_graph"]
@@ -86,32 +86,35 @@ def test_a_write_beside_an_array_is_found_out(gpu: Gpu) -> None:
         run_chain(gpu, [call], case.step, {**case.arrays, "out": short}, case.scalars)
 
 
-def test_arguments_lie_where_the_code_object_says() -> None:
+def loaded_norm() -> LoadedKernel:
     variant = norm_variant()
-    kernel = compile_kernel(variant, GFX942)
+    return LoadedKernel(variant, compile_kernel(variant, GFX942), 7)
+
+
+def test_arguments_lie_where_the_code_object_says() -> None:
+    loaded = loaded_norm()
     values = {"counts": 0x100, "x": 0x7F0000000200, "weight": 0x300, "eps": 0.25, "out": 0x400}
-    packed = pack_arguments(variant, kernel, GFX942, values)
-    by_name = {arg.name: arg for arg in kernel.args}
-    raw = bytes(packed.packed)
-    assert len(raw) == kernel.args_bytes
-    assert len(packed.pointers) == len(kernel.args) == len(NORM.args) + 2
+    launch = checked_launch(loaded, GFX942, (4, 1, 1), values)
+    by_name, raw = {arg.name: arg for arg in loaded.kernel.args}, bytes(launch.arguments.packed)
+    assert len(raw) == loaded.kernel.args_bytes
+    assert len(launch.arguments.pointers) == len(loaded.kernel.args) == len(NORM.args) + 2
     assert raw[by_name["x"].offset :][:8] == (0x7F0000000200).to_bytes(8, "little")
     assert raw[by_name["eps"].offset :][:4] == np.float32(0.25).tobytes()
     assert raw[by_name["rows"].offset :][:8] == bytes(8)
+    assert (launch.function, launch.threads) == (7, 64 * loaded.variant.config.num_warps)
 
 
 @pytest.mark.parametrize(
-    ("values", "error", "message"),
+    ("values", "message"),
     [
-        ({"eps": 1.0, "y": 16}, ValueError, "has no argument y"),
-        ({"counts": 16}, KeyError, "eps"),
-        ({"eps": 1.0, "x": 24}, ValueError, "x is 24, not a multiple of 16"),
+        ({"eps": 1.0, "y": 16}, "has no argument y"),
+        ({"counts": 16}, "needs eps"),
+        ({"eps": 1.0, "x": 24}, "x is 24, not a multiple of 16"),
     ],
 )
-def test_wrong_arguments_are_refused(values: dict[str, int | float], error: type[Exception], message: str) -> None:
-    variant = norm_variant()
-    with pytest.raises(error, match=message):
-        pack_arguments(variant, compile_kernel(variant, GFX942), GFX942, values)
+def test_wrong_arguments_are_refused(values: dict[str, int | float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        checked_launch(loaded_norm(), GFX942, (4, 1, 1), values)
 
 
 def test_every_driver_says_why_it_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,7 +61,7 @@ def test_a_copy_that_leaves_the_device_is_refused(library: DeviceLibrary, tmp_pa
         address = library.allocate(SIZES[0] - 8192)
         stack.callback(library.free, address)
         weights = stack.enter_context(make_weights(tmp_path / "blob", SIZES[0]))
-        with pytest.raises(DriverError, match="starting a copy to the device, with .*blob loaded up to offset"):
+        with pytest.raises(DriverError, match=r"starting a copy to the device, with .*blob loaded up to offset"):
             load([weights.file], [DeviceDestination(library, 0, address)], settings=SETTINGS)
 
 

@@ -6,7 +6,6 @@ outputs is found out.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,63 +15,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paiton_artifacts.errors import PaitonError
+from paiton_aot.tune_bench import launch_of, profile_of
+from paiton_artifacts.errors import PaitonError, UsageError
 from paiton_kernels.gpu.compile import CompiledKernel, compile_kernel
-from paiton_kernels.gpu.devices import DEFAULT_PROFILES, PROFILES, TARGETS, Profile, Target
+from paiton_kernels.gpu.devices import DEFAULT_PROFILES, PROFILES, TARGETS, Target
 from paiton_kernels.gpu.spec import GpuVariant, Grid
-from paiton_runtime.drivers.device_launch import Arguments, DeviceProperties, KernelLaunch
+from paiton_runtime.drivers.device_launch import KernelLaunch
 from paiton_runtime.drivers.device_library import DeviceLibrary, open_library
 
 GUARD_BYTES = 256
 GUARD = 0xA5
 BACKENDS = ("cuda", "hip")
-_LETTERS = {"i1": "?", "i8": "b", "i16": "h", "i32": "i", "i64": "q", "u32": "I", "u64": "Q", "fp32": "f", "fp64": "d"}
 
 
 class NoGpuError(Exception):
     """This machine has no GPU that kernels are compiled for; the message says what was looked for and not found."""
-
-
-def profile_of(properties: DeviceProperties) -> Profile:
-    """Returns the profile with a device's instruction set and number of compute units, else the target's default."""
-    alike = (
-        profile
-        for profile in PROFILES.values()
-        if (profile.target, profile.compute_units) == (properties.target, properties.compute_units)
-    )
-    default = PROFILES[DEFAULT_PROFILES[properties.target]]
-    return min(alike, key=lambda profile: abs(profile.memory_bytes - properties.memory_bytes), default=default)
-
-
-def pack_arguments(
-    variant: GpuVariant, kernel: CompiledKernel, target: Target, values: Mapping[str, int | float]
-) -> Arguments:
-    """Lays out the arguments of a launch as the code object's metadata states them.
-
-    Args:
-        variant: what was compiled.
-        kernel: its code.
-        target: what for.
-        values: by argument name; addresses for pointers, of which those left out are null.
-
-    Raises:
-        KeyError: a value that is no pointer's is missing.
-        ValueError: a value has no argument, or is not the multiple that the code was specialised on.
-    """
-    args = {arg.name: arg for arg in variant.spec.args}
-    if unknown := sorted(values.keys() - args.keys()):
-        raise ValueError(f"{kernel.symbol} has no argument {unknown[0]}")
-    signature = variant.signature(target)
-    packed = bytearray(kernel.args_bytes)
-    for place in kernel.args:
-        if not place.name:
-            continue  # scratch memory that no kernel of ours uses: null
-        arg = args[place.name]
-        value = values.get(arg.name, 0) if arg.pointer else values[arg.name]
-        if arg.divisor > 1 and value % arg.divisor:
-            raise ValueError(f"{kernel.symbol}: {arg.name} is {value}, not a multiple of {arg.divisor}")
-        struct.pack_into("<" + ("Q" if arg.pointer else _LETTERS[signature[arg.name]]), packed, place.offset, value)
-    return Arguments(bytes(packed), [place.offset for place in kernel.args])
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +45,37 @@ class LoadedKernel:
     variant: GpuVariant
     kernel: CompiledKernel
     function: int
+
+
+def checked_launch(loaded: LoadedKernel, target: Target, grid: Grid, values: Mapping[str, int | float]) -> KernelLaunch:
+    """Returns a launch with arguments by name, after checking them against the kernel's spec.
+
+    Args:
+        loaded: the kernel.
+        target: what it was compiled for.
+        grid: blocks.
+        values: addresses for pointers, of which those left out are null, and the other arguments.
+
+    Raises:
+        ValueError: a value has no argument, is missing, or is not the multiple that the code was specialised on.
+    """
+    symbol = loaded.kernel.symbol
+    given = dict(values)
+    pointers: dict[str, int] = {}
+    scalars: dict[str, int | float] = {}
+    for arg in loaded.variant.spec.args:
+        if arg.name not in given and not arg.pointer:
+            raise ValueError(f"{symbol} needs {arg.name}")
+        value = given.pop(arg.name, 0)
+        if arg.divisor > 1 and value % arg.divisor:
+            raise ValueError(f"{symbol}: {arg.name} is {value}, not a multiple of {arg.divisor}")
+        if arg.pointer:
+            pointers[arg.name] = int(value)
+        else:
+            scalars[arg.name] = value
+    if given:
+        raise ValueError(f"{symbol} has no argument {min(given)}")
+    return launch_of(loaded.kernel, loaded.function, grid, loaded.variant.signature(target), pointers, scalars)
 
 
 class DeviceArrays:
@@ -160,7 +148,10 @@ class Gpu:
         if self.properties.target not in TARGETS:
             raise NoGpuError(f"{self.properties.name} is {self.properties.target}, which no kernel is compiled for")
         self.target = TARGETS[self.properties.target]
-        self.profile = profile_of(self.properties)
+        try:
+            self.profile = profile_of(self.properties, None)
+        except UsageError:  # a device that no profile knows runs what the usual one does
+            self.profile = PROFILES[DEFAULT_PROFILES[self.target.name]]
         self._cache_dir = cache_dir
         self._modules: list[int] = []
         self._loaded: dict[str, LoadedKernel] = {}
@@ -183,10 +174,8 @@ class Gpu:
         return self._loaded[variant.symbol]
 
     def prepare(self, loaded: LoadedKernel, grid: Grid, values: Mapping[str, int | float]) -> KernelLaunch:
-        """Returns a launch with these arguments (:func:`pack_arguments`)."""
-        kernel = loaded.kernel
-        arguments = pack_arguments(loaded.variant, kernel, self.target, values)
-        return KernelLaunch(loaded.function, grid, kernel.threads, kernel.shared_bytes, arguments)
+        """Returns a launch with these arguments (:func:`checked_launch`)."""
+        return checked_launch(loaded, self.target, grid, values)
 
     def run(self, *launches: KernelLaunch) -> None:
         """Launches one after the other and waits for the last."""

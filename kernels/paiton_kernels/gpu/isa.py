@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from paiton_kernels.gpu.devices import Target
+from paiton_kernels.gpu.isa_index import index_loads
 from paiton_kernels.gpu.isa_loops import Instruction, basic_blocks, innermost_loops
 
 WIDE = 16
@@ -50,7 +51,8 @@ class LoopFacts:
 
     Attributes:
         instructions: in the loop.
-        loads: bytes from global memory by width in bytes per lane; copies into shared memory count.
+        loads: bytes of data from global memory by width in bytes per lane; copies into shared memory count.
+        index_bytes: bytes loaded from global memory only to address other loads.
         matrix: matrix instructions by kind.
         operations: multiplications and additions of the matrix instructions; 0 where the text does not say (tcgen05).
         f32_adds: additions of f32 that are not part of a matrix instruction, per lane.
@@ -60,6 +62,7 @@ class LoopFacts:
 
     instructions: int
     loads: Mapping[int, int]
+    index_bytes: int
     matrix: Mapping[MatrixKind, int]
     operations: int
     f32_adds: int
@@ -67,7 +70,7 @@ class LoopFacts:
 
     @property
     def load_bytes(self) -> int:
-        """Bytes loaded."""
+        """Bytes of data loaded."""
         return sum(self.loads.values())
 
     @property
@@ -97,9 +100,13 @@ class IsaFacts:
 
     @property
     def wide_share(self) -> float:
-        """Of the bytes that loops load, the share loaded 16 bytes at a time; 1 without loads in loops."""
-        total = sum(loop.load_bytes for loop in self.loops)
-        return sum(loop.loads.get(WIDE, 0) for loop in self.loops) / total if total else 1.0
+        """Of the bytes that hot loops load, the share loaded 16 bytes at a time; 1 without loads in them.
+
+        Hot are the loops that multiply matrices, or all if none does.
+        """
+        hot = [loop for loop in self.loops if loop.matrix] or self.loops
+        total = sum(loop.load_bytes for loop in hot)
+        return sum(loop.loads.get(WIDE, 0) for loop in hot) / total if total else 1.0
 
     def uses(self, element: str) -> bool:
         """Returns whether matrix instructions take operands of a type ("fp8", "bf16")."""
@@ -145,10 +152,13 @@ def _matrix(instructions: Iterable[Instruction]) -> Mapping[MatrixKind, int]:
 
 def _loop_facts(instructions: list[Instruction], target: Target) -> LoopFacts:
     loads: Counter[int] = Counter()
-    operations = adds = promotions = 0
-    for instruction in instructions:
+    operations = adds = promotions = index_bytes = 0
+    indices = index_loads(instructions)
+    for position, instruction in enumerate(instructions):
         width, lanes = _load(instruction, target)
-        if width:
+        if position in indices:
+            index_bytes += width * lanes
+        elif width:
             loads[width] += width * lanes
         if instruction.opcode.startswith(("add.f32", "add.rn.f32", "add.ftz.f32", "v_add_f32", "v_pk_add_f32")):
             adds += 2 if "f32x2" in instruction.opcode or "_pk_" in instruction.opcode else 1
@@ -158,7 +168,15 @@ def _loop_facts(instructions: list[Instruction], target: Target) -> LoopFacts:
             operations += 2 * m * n * k // warps
             if (unit, element) == ("wgmma", "fp8"):
                 promotions += m * n // (warps * target.warp_size) * k // PROMOTION_INTERVAL
-    return LoopFacts(len(instructions), dict(loads), _matrix(instructions), operations, adds, promotions)
+    return LoopFacts(
+        instructions=len(instructions),
+        loads=dict(loads),
+        index_bytes=index_bytes,
+        matrix=_matrix(instructions),
+        operations=operations,
+        f32_adds=adds,
+        promotions=promotions,
+    )
 
 
 def _load(instruction: Instruction, target: Target) -> tuple[int, int]:

@@ -28,8 +28,8 @@ _GROUPS = tl.constexpr(GROUPS)
 def _penalised(logits, history, repetition_penalty, presence_penalty, frequency_penalty):
     """Returns the logits after penalties; `history` as in token_counts."""
     generated = history & 0x7FFFFFFF
-    scaled = tl.where(logits > 0, tl.div_rn(logits, repetition_penalty), logits * repetition_penalty)
-    changed = tl.where(history != 0, scaled, logits)
+    inverse = tl.div_rn(tl.full((), 1.0, tl.float32), repetition_penalty)
+    changed = tl.where(history != 0, logits * tl.where(logits > 0, inverse, repetition_penalty), logits)
     changed -= frequency_penalty * generated.to(tl.float32)
     return tl.where(generated > 0, changed - presence_penalty, changed)
 

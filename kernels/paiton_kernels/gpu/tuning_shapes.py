@@ -91,9 +91,9 @@ def kernel_requests(model: ModelShape, step: Step) -> Iterator[Request]:
         yield _request("quantize", {"K": width}, step)
         yield _request("quantize", {"K": model.intermediate}, step)
     qkv = (model.q_heads + 2 * model.kv_heads) * model.head_dim
-    rope = {"EPILOGUE": "ROPE", "OUT": "BF16", "AMAX": 0}
-    add = {"EPILOGUE": "ADD", "OUT": "FP32", "AMAX": 0}
-    head = {"EPILOGUE": "STORE", "OUT": "FP32", "AMAX": 0, "ROWS": "LOGITS"}
+    rope: dict[str, Constant] = {"EPILOGUE": "ROPE", "OUT": "BF16", "AMAX": 0}
+    add: dict[str, Constant] = {"EPILOGUE": "ADD", "OUT": "FP32", "AMAX": 0}
+    head: dict[str, Constant] = {"EPILOGUE": "STORE", "OUT": "FP32", "AMAX": 0, "ROWS": "LOGITS"}
     yield _linear(model.weights, qkv, model.hidden, normed, heads | rope, step)
     yield _request("attention", heads | out, step)
     yield _linear(model.weights, model.hidden, width, mixed, add, step)
@@ -120,8 +120,9 @@ def _norm(model: ModelShape, scale: str, rows: str) -> dict[str, Constant]:
 
 def _linear(weight: str, n: int, k: int, scale: str, special: Mapping[str, Constant], step: Step) -> Request:
     storage = "BF16" if scale in {"NONE", "AMAX"} else "FP8"
-    general = {"N": n, "K": k, "ROW_STRIDE": k, "ROWS": "TOKENS", "A": storage, "A_SCALE": scale, "WEIGHT": weight}
-    return _request("linear", {**general, **_NO_HEADS, **special}, step)
+    sizes: dict[str, Constant] = {"N": n, "K": k, "ROW_STRIDE": k, "ROWS": "TOKENS"}
+    types: dict[str, Constant] = {"A": storage, "A_SCALE": scale, "WEIGHT": weight}
+    return _request("linear", {**sizes, **types, **_NO_HEADS, **special}, step)
 
 
 def _request(family: str, constants: Mapping[str, Constant], step: Step) -> Request:

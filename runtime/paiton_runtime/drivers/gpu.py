@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from paiton_artifacts.errors import PaitonError
+from paiton_artifacts.errors import DeviceFaultError, PaitonError
 from paiton_artifacts.kernel_table import Kernel
 from paiton_artifacts.layout import EXTENT_ALIGNMENT, Region, align_up
 from paiton_artifacts.plan import Plan
@@ -30,7 +30,7 @@ from paiton_runtime.host import Stop
 from paiton_runtime.loader import DeviceDestination, FileLoad, load
 
 T = TypeVar("T")
-Executor = Literal["graph", "launch"]
+Executor = Literal["graph", "launch", "serial"]
 
 DEVICE_STATE = ("last_token", "finished", "token_counts", "semaphores")
 """Io fields that only kernels touch; they come last, and the host's mirror ends before them."""
@@ -68,7 +68,7 @@ class GpuDriver:
         library: the backend's, initialised.
         ordinals: the device of each rank.
         memory: the bundle's plan for the profile that these devices have.
-        executor: "graph" replays graphs, "launch" launches every kernel of a step.
+        executor: "graph" replays graphs, "launch" launches every kernel of a step, "serial" waits for each of them.
     """
 
     def __init__(self, library: DeviceLibrary, ordinals: Sequence[int], memory: MemoryPlan, executor: Executor) -> None:
@@ -231,11 +231,22 @@ class GpuDriver:
     # Steps
 
     def run(self, *graphs: Graph) -> None:
-        """Runs graphs on all ranks and waits for them."""
+        """Runs graphs on all ranks and waits for them.
+
+        Raises:
+            DeviceFaultError: a kernel crashed. Which one, only the executor "serial" knows.
+        """
         made = [graph for graph in graphs if isinstance(graph, DeviceGraph)]
         if len(made) != len(graphs):
             raise PaitonError("a graph of another driver was given to the GPU driver")
-        self._on_every_rank(lambda rank: self._step(rank, made))
+        try:
+            self._on_every_rank(lambda rank: self._step(rank, made))
+        except DeviceFaultError as fault:
+            if self.executor == "serial":
+                raise
+            names = " or ".join(f"{g.plan.family}-t{g.plan.tokens}-r{g.plan.requests}" for g in made)
+            hint = "boot again with --executor serial to learn which launch"
+            raise DeviceFaultError(f"running plan {names}", fault.name, fault.code, hint=hint) from fault
 
     def _step(self, rank: _Rank, graphs: Sequence[DeviceGraph]) -> None:
         number = self._ranks.index(rank)
@@ -250,13 +261,26 @@ class GpuDriver:
                 self._copy_in(rank, 0, self.memory.io_input_bytes)
             program = graph.programs[number]
             try:
-                program.run(library.launch_address, rank.stream)
+                self._launch(program, rank)
             except LaunchRefusedError as refused:
                 self._refuse(refused, program, "launching")
         if number == 0 and any(graph.plan.family == "sample" for graph in graphs):
             offset, size = mirror.results
             library.copy_to_host(mirror.address + offset, rank.bases[Region.IO] + offset, size, rank.stream)
         library.synchronise_stream(rank.stream)
+
+    def _launch(self, program: DeviceProgram, rank: _Rank) -> None:
+        launch, stream = self.library.launch_address, rank.stream
+        if self.executor != "serial":
+            program.run(launch, stream)
+            return
+        for index in range(program.launches):
+            program.run(launch, stream, index, 1)
+            try:
+                self.library.synchronise_stream(stream)
+            except DeviceFaultError as fault:
+                hint = "the bundle is damaged, or this device or its driver is defective"
+                raise DeviceFaultError(program.describe(index), fault.name, fault.code, hint=hint) from fault
 
     def _input_copy(self, rank: _Rank) -> HostCopy:
         return HostCopy(rank.bases[Region.IO], self._required_mirror().address, self.memory.io_input_bytes)

@@ -131,8 +131,9 @@ void paiton_device_program_destroy(struct paiton_device_program *program) {
 uint64_t paiton_device_program_launches(const struct paiton_device_program *program) { return program->launches; }
 
 int paiton_device_program_run(const struct paiton_device_program *program, paiton_launch_kernel launch, void *stream,
-                              uint64_t *failed) {
-    for (uint64_t i = 0; i < program->launches; i++) {
+                              uint64_t first, uint64_t count, uint64_t *failed) {
+    if (first > program->launches || count > program->launches - first) return -EINVAL;
+    for (uint64_t i = first; i < first + count; i++) {
         const struct device_call *call = &program->calls[i];
         int code = launch(call->function, call->grid[0], call->grid[1], call->grid[2], call->threads, 1, 1,
                           call->shared_bytes, stream, call->arguments, NULL);

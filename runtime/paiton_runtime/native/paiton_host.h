@@ -221,7 +221,7 @@ PAITON_EXPORT int paiton_device_program_create(const struct paiton_plan *plan,
 PAITON_EXPORT void paiton_device_program_destroy(struct paiton_device_program *program);
 PAITON_EXPORT uint64_t paiton_device_program_launches(const struct paiton_device_program *program);
 PAITON_EXPORT int paiton_device_program_run(const struct paiton_device_program *program, paiton_launch_kernel launch,
-                                            void *stream, uint64_t *failed);
+                                            void *stream, uint64_t first, uint64_t count, uint64_t *failed);
 PAITON_EXPORT int paiton_device_program_add(const struct paiton_device_program *program, uint32_t backend,
                                             paiton_add_kernel add, void *graph, void **last, uint64_t *failed);
 

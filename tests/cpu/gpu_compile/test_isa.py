@@ -32,7 +32,7 @@ k:                                      ; @k
 	s_cbranch_execz .LBB0_1
 	s_branch .LBB0_1
 .LBB0_3:
-	global_load_ubyte v1, v[2:3], off
+	global_load_ubyte v31, v[2:3], off
 	s_cbranch_vccnz .LBB0_2
 	global_store_dword v[0:1], v2, off sc0 sc1
 	buffer_wbl2 sc0 sc1
@@ -146,3 +146,44 @@ def test_a_kernel_without_products_has_none(target: Target, kernel_cache: Path) 
     facts = read_isa(compile_kernel(scale(), target, kernel_cache).assembly, target)
     assert not facts.matrix
     assert facts.instructions > 10
+
+
+AMD_GATHER = """
+k:
+.LBB0_1:
+	global_load_dword v9, v[2:3], off
+	global_load_dword v20, v[4:5], off
+	v_lshlrev_b32_e32 v10, 4, v9
+	v_mad_u64_u32 v[12:13], s[0:1], v10, v11, v[14:15]
+	v_mov_b32_e32 v9, 0
+	global_load_dwordx4 v[16:19], v[12:13], off
+	v_add_f32_e32 v21, v20, v16
+	s_cbranch_scc1 .LBB0_1
+	s_endpgm
+"""
+
+PTX_GATHER = """
+$L__BB0_1:
+	@%p1 ld.global.b32 { %r9 }, [ %rd2 + 0 ];
+	ld.global.b32 { %r20 }, [ %rd4 + 0 ];
+	mul.wide.s32 	%rd5, %r9, 16;
+	add.s64 	%rd6, %rd7, %rd5;
+	cp.async.cg.shared.global [ %r1 + 0 ], [ %rd6 + 0 ], 0x10, %r3;
+	add.f32 	%r21, %r20, %r20;
+	@%p2 bra 	$L__BB0_1;
+	ret;
+"""
+
+
+@pytest.mark.parametrize(("text", "target"), [(AMD_GATHER, GFX942), (PTX_GATHER, SM_90)])
+def test_indices_are_no_data(text: str, target: Target) -> None:
+    (loop,) = read_isa(text, target).loops
+    assert loop.index_bytes == 4 * target.warp_size
+    assert dict(loop.loads) == {16: 16 * target.warp_size, 4: 4 * target.warp_size}
+
+
+def test_an_index_may_address_the_next_pass() -> None:
+    chained = AMD_GATHER.replace("v_add_f32_e32 v21, v20, v16", "v_mov_b32_e32 v4, v20")
+    (loop,) = read_isa(chained, GFX942).loops
+    assert loop.index_bytes == 2 * 4 * 64
+    assert dict(loop.loads) == {16: 16 * 64}

@@ -18,7 +18,7 @@ from tests.cpu.gpu_compile.families import SCALE
 MI300X, H200 = PROFILES["mi300x"], PROFILES["h200"]
 STEP = Step(1, 1)
 STREAMING = Work(bytes=100 << 20, fp8_operations=200 << 20)
-LOOP = LoopFacts(40, {16: 4096}, {MatrixKind("mfma", "fp8"): 8}, 1 << 18, 0, 0)
+LOOP = LoopFacts(40, {16: 4096}, 0, {MatrixKind("mfma", "fp8"): 8}, 1 << 18, 0, 0)
 FACTS = IsaFacts(100, LOOP.matrix, (LOOP,), 0, 0)
 
 

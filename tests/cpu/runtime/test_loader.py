@@ -36,9 +36,7 @@ class HostMemory:
         self._pages[:] = b"\xaa" * len(self._pages)
         self._first = PAGE + shift
         self._size = size
-        self.destination = HostDestination(
-            ctypes.addressof(ctypes.c_char.from_buffer(self._pages)) + self._first
-        )
+        self.destination = HostDestination(ctypes.addressof(ctypes.c_char.from_buffer(self._pages)) + self._first)
 
     def content(self) -> bytes:
         """Returns what was loaded; nothing else may have changed."""
@@ -173,11 +171,10 @@ def test_a_descriptor_that_cannot_be_read(tmp_path: Path, direct: bool) -> None:
     path.write_bytes(bytes(SLOT))
     descriptor = os.open(path, os.O_WRONLY)
     try:
-        memory = HostMemory(SLOT)
+        memory = HostMemory(SLOT, shift=1)  # what is not aligned is read through the descriptor itself
+        file, settings = FileLoad(descriptor, SLOT, "blob"), ReadSettings(direct=direct)
         with pytest.raises(StoreError, match=os.strerror(errno.EBADF)):
-            # O_DIRECT would open the file anew, and read it; its unaligned end comes from the descriptor.
-            file = FileLoad(descriptor, SLOT, "blob")
-            load([file], [HostDestination(memory.destination.address + 1)], settings=ReadSettings(direct=direct))
+            load([file], [memory.destination], settings=settings)
     finally:
         os.close(descriptor)
 
@@ -195,15 +192,15 @@ def test_a_stopped_load_raises_and_leaves_the_rest_alone(tmp_path: Path) -> None
 def test_descriptors_are_closed(tmp_path: Path) -> None:
     with make_weights(tmp_path / "blob", SLOT) as weights:
         memory = HostMemory(SLOT)
-        before = len(os.listdir("/proc/self/fd"))
+        before = open_descriptors()
         load([weights.file], [memory.destination], settings=ReadSettings(direct=True))
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert open_descriptors() == before
 
 
-@pytest.mark.parametrize("field", ["threads", "slot_bytes", "slots"])
-def test_settings_without_substance_are_refused(field: str) -> None:
+@pytest.mark.parametrize(("threads", "slot_bytes", "slots"), [(0, 1, 1), (1, 0, 1), (1, 1, 0)])
+def test_settings_without_substance_are_refused(threads: int, slot_bytes: int, slots: int) -> None:
     with pytest.raises(PaitonError, match="readers need"):
-        ReadSettings(**{field: 0})
+        ReadSettings(threads, slot_bytes, slots)
 
 
 # Which way
@@ -219,7 +216,7 @@ def test_a_file_system_that_refuses_to_open_directly_is_read_through_the_page_ca
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         return real(path, flags)
 
-    monkeypatch.setattr(loader.os, "open", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     with make_weights(tmp_path / "blob", 3 * SLOT) as weights:
         memory = HostMemory(3 * SLOT)
         report = load([weights.file], [memory.destination], settings=ReadSettings(direct=True))
@@ -236,7 +233,7 @@ def test_a_file_system_that_refuses_to_read_directly_is_read_through_the_page_ca
         return real("/proc/self/ns/net", os.O_RDONLY)  # reading it is EINVAL
 
     with make_weights(tmp_path / "blob", 3 * SLOT) as weights:
-        monkeypatch.setattr(loader.os, "open", unreadable)
+        monkeypatch.setattr(os, "open", unreadable)
         memory = HostMemory(3 * SLOT)
         report = load([weights.file], [memory.destination], settings=ReadSettings(direct=True, slot_bytes=SLOT))
     assert memory.content() == weights.content
@@ -249,9 +246,14 @@ def test_what_is_cached_is_not_read_around_the_cache(
 ) -> None:
     opened: list[int] = []
     real = os.open
+
+    def record(path: str, flags: int) -> int:
+        opened.append(flags)
+        return real(path, flags)
+
     monkeypatch.setattr(loader, "residency", lambda _descriptor, _size: share)
     with make_weights(tmp_path / "blob", SLOT) as weights:
-        monkeypatch.setattr(loader.os, "open", lambda path, flags: (opened.append(flags), real(path, flags))[1])
+        monkeypatch.setattr(os, "open", record)
         memory = HostMemory(SLOT)
         load([weights.file], [memory.destination])
     assert memory.content() == weights.content
@@ -292,6 +294,10 @@ def test_residency_of_a_large_file_is_sampled_all_over_it(tmp_path: Path, portab
 def test_residency_of_what_is_no_file() -> None:
     with pytest.raises(StoreError, match=os.strerror(errno.EBADF)):
         residency(-1, PAGE)
+
+
+def open_descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 def refill(address: int, size: int) -> None:

@@ -33,7 +33,6 @@ from paiton_runtime.host import Stop
 from paiton_runtime.loader import (
     Destination,
     DeviceDestination,
-    FileLoad,
     HostDestination,
     LoadStoppedError,
     ReadSettings,

@@ -44,6 +44,8 @@ _PACKS: Final = frozenset(
         "v_cvt_pk_bf8_f32",
     )
 )
+_WIDE_SUMS: Final = frozenset(("v_mad_u64_u32", "v_mad_i64_i32"))
+"""Also the way to a 32-bit sum: then the upper halves of the addend and of the result do not matter."""
 
 
 def flows_of(instruction: Instruction) -> tuple[Flow, ...]:
@@ -59,6 +61,11 @@ def flows_of(instruction: Instruction) -> tuple[Flow, ...]:
             flows.append((target & -target, source & -source))
             target, source = target & (target - 1), source & (source - 1)
         return tuple(flows)
+    if name in _WIDE_SUMS:
+        target, addend = (instruction.bits(instruction.operands[place]) for place in (0, -1))
+        upper = addend & (addend - 1)
+        instruction.reads &= ~upper
+        return ((target & (target - 1), upper),) if upper else ()
     if name in _PACKS or name.startswith("v_pk_"):
         target, *sources = (instruction.bits(operand) for operand in instruction.operands)
         together = 0

@@ -168,7 +168,7 @@ def decode_scalar_load(instruction: Instruction) -> Action:
             words = waves.environment.memory.load(addresses, 4 * count)
         except LaneFaultError as fault:
             raise LaneFaultError(str(fault), fault.lane * LANES) from None
-        waves.scalar[target : target + count] = words.T
+        waves.write_scalars(target, words)
 
     return action
 
@@ -198,7 +198,7 @@ def _load_to_shared(instruction: Instruction, segment: str, nbytes: int) -> Acti
 
     def action(waves: Waves) -> None:
         found = _load_words(waves, access(waves), nbytes)
-        start = waves.scalar[M0].astype(np.int64)[:, None] + offset
+        start = waves.scalar[M0 // 2, :, 0, None].astype(np.int64) + offset
         write_shared(waves, start + _LANE * nbytes, found, nbytes)
 
     return action

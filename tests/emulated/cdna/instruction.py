@@ -168,8 +168,7 @@ class Instruction:
         Raises:
             EmulationError: it is no scalar register, or has not `count` registers.
         """
-        if operand.kind != "scalar" or operand.count != count:
-            raise EmulationError(f"{operand.text} is not {count} scalar registers")
+        _check_scalar(operand, count)
         self.writes |= self._bits(operand, count)
         return operand.index
 
@@ -227,16 +226,19 @@ class Instruction:
     def _scalar_as_vector(self, operand: Operand, kind: str, *, high: bool) -> Reader:
         dtype = DTYPES[kind]
         count = 2 if dtype.itemsize == 8 else 1
-        if operand.count != count:
-            raise EmulationError(f"{operand.text} is not {count} scalar registers")
-        self.reads |= self._bits(operand, count)
-        register = operand.index
+        pair, odd = self._scalar_place(operand, count)
         if count == 2:
-            return lambda waves: _join(waves.scalar[register], waves.scalar[register + 1])[:, None].view(dtype)
+            return lambda waves: waves.pairs[pair, :, None].view(dtype)
         if dtype.itemsize == 2:
             shift = np.uint32(16 if high else 0)
-            return lambda waves: (waves.scalar[register] >> shift).astype(np.uint16)[:, None].view(dtype)
-        return lambda waves: waves.scalar[register][:, None].view(dtype)
+            return lambda waves: (waves.scalar[pair, :, odd, None] >> shift).astype(np.uint16).view(dtype)
+        return lambda waves: waves.scalar[pair, :, odd, None].view(dtype)
+
+    def _scalar_place(self, operand: Operand, count: int) -> tuple[int, int]:
+        """Returns the pair that a scalar operand is in, and which half of it; notes that it is read."""
+        _check_scalar(operand, count)
+        self.reads |= self._bits(operand, count)
+        return divmod(operand.index, 2)
 
     def read_scalar(self, operand: Operand, width: int = 32) -> Reader:
         """Returns a reader of a scalar operand: uint32[W] or uint64[W], or one element for a constant.
@@ -246,22 +248,20 @@ class Instruction:
         """
         if operand.is_constant:
             return _constant_reader(constant(operand, "u32" if width == 32 else "u64")[0])
-        count = width // 32
-        if operand.kind != "scalar" or operand.count != count:
-            raise EmulationError(f"{operand.text} is not {count} scalar registers")
-        self.reads |= self._bits(operand, count)
-        register = operand.index
+        pair, odd = self._scalar_place(operand, width // 32)
         if width == 32:
-            return lambda waves: waves.scalar[register]
-        return lambda waves: _join(waves.scalar[register], waves.scalar[register + 1])
+            return lambda waves: waves.scalar[pair, :, odd]
+        return lambda waves: waves.pairs[pair]
 
     def read_mask(self, operand: Operand) -> Reader:
         """Returns a reader of two scalar registers as bool[W, 64]."""
-        if operand.kind != "scalar" or operand.count != 2:
-            raise EmulationError(f"{operand.text} is no mask")
-        self.reads |= self._bits(operand, 2)
-        register = operand.index
-        return lambda waves: lanes_of(waves.scalar[register], waves.scalar[register + 1])
+        pair, _ = self._scalar_place(operand, 2)
+        return lambda waves: lanes_of(waves.pairs[pair])
+
+
+def _check_scalar(operand: Operand, count: int) -> None:
+    if operand.kind != "scalar" or operand.count != count or (count > 1 and operand.index % 2):
+        raise EmulationError(f"{operand.text} is not {count} scalar registers, aligned")
 
 
 def _join(low: Array, high: Array) -> Array:

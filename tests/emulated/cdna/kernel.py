@@ -13,7 +13,7 @@ from tests.emulated.cdna.errors import EmulationError
 from tests.emulated.cdna.memory import DeviceMemory, DevicePointer, Storage
 from tests.emulated.cdna.program import Program, program_of
 from tests.emulated.cdna.scheduler import ORDERS, Execution
-from tests.emulated.cdna.waves import EXEC, LANES, POISON, SCALARS, Environment, Waves
+from tests.emulated.cdna.waves import ALL_LANES, EXEC, LANES, POISON, SCALARS, Environment, Waves
 
 Order = Literal["fwd", "rev"] | None
 Argument = NDArray[Any] | DevicePointer | int | float | None
@@ -191,13 +191,13 @@ class Kernel:
         words = np.full(max(stride * len(workgroups), _SHARED_ALIGNMENT) // 4, POISON, np.uint32)
         workgroup = np.repeat(workgroups, num_warps)
         wave = np.tile(np.arange(num_warps), len(workgroups))
-        scalar, defined = self._initial_scalars(arguments, workgroup, grid)
+        pairs, defined = self._initial_scalars(arguments, workgroup, grid)
         vector = np.full((program.layout.rows, count, LANES), POISON, np.uint32)
         vector[0] = wave[:, None] * LANES + np.arange(LANES)
         undefined = (1 << (SCALARS + program.layout.rows)) - 1 & ~defined & ~(1 << SCALARS)
         return Waves(
             Environment(memory, Storage.of(words.view(np.uint8)), shared_bytes),
-            scalar,
+            pairs,
             vector,
             np.zeros(count, bool),
             np.full(count, _MODE, np.uint32),
@@ -208,31 +208,32 @@ class Kernel:
 
     def _initial_scalars(
         self, arguments: int, workgroup: NDArray[np.int64], grid: tuple[int, int]
-    ) -> tuple[NDArray[np.uint32], int]:
-        """Returns the scalar registers at the start, uint32[128, W], and which of them are defined.
+    ) -> tuple[NDArray[np.uint64], int]:
+        """Returns the pairs of scalar registers at the start, uint64[64, W], and which of them are defined.
 
         Arguments that firmware may preload are left undefined: the compiler's entry code then loads them itself.
         """
         program = self.program
-        scalar = np.full((SCALARS, len(workgroup)), POISON, np.uint32)
-        scalar[EXEC : EXEC + 2] = 0xFFFFFFFF
+        pairs = np.full((SCALARS // 2, len(workgroup)), POISON << 32 | POISON, np.uint64)
+        scalar = pairs.view(np.uint32).reshape(*pairs.shape, 2)
+        pairs[EXEC // 2] = ALL_LANES
         defined = 3 << EXEC
         register = 0
         for name, size in _USER_REGISTERS:
             if not program.number(f"user_sgpr_{name}"):
                 continue
             if name == "kernarg_segment_ptr":
-                scalar[register], scalar[register + 1] = arguments & 0xFFFFFFFF, arguments >> 32
+                pairs[register // 2] = arguments
                 defined |= 3 << register
             register += size
         register = max(register, program.number("user_sgpr_count"))
         x, y = grid
         for axis, index in (("x", workgroup % x), ("y", workgroup // x % y), ("z", workgroup // (x * y))):
             if program.number(f"system_sgpr_workgroup_id_{axis}"):
-                scalar[register] = index
+                scalar[register // 2, :, register % 2] = index
                 defined |= 1 << register
                 register += 1
-        return scalar, defined
+        return pairs, defined
 
 
 def _chunks(workgroups: int, size: int) -> list[NDArray[np.int64]]:

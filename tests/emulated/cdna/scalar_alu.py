@@ -136,9 +136,10 @@ def _branch(instruction: Instruction) -> Action:
     if register is None:
         raise EmulationError("unknown branch")
     instruction.reads |= 3 << register
+    pair = register // 2
     if kind.endswith("nz"):
-        return lambda waves: Branch(target, (waves.scalar[register] | waves.scalar[register + 1]) != 0)
-    return lambda waves: Branch(target, (waves.scalar[register] | waves.scalar[register + 1]) == 0)
+        return lambda waves: Branch(target, waves.pairs[pair] != 0)
+    return lambda waves: Branch(target, waves.pairs[pair] == 0)
 
 
 def _set_mode(instruction: Instruction) -> Action:
@@ -202,7 +203,7 @@ def _save_exec(instruction: Instruction) -> Action:
         new = function(source(waves), old)
         waves.write_scalar_wide(target, old)
         waves.write_scalar_wide(EXEC, new)
-        waves.condition = (waves.scalar[EXEC] | waves.scalar[EXEC + 1]) != 0
+        waves.condition = np.not_equal(new, 0)
 
     return action
 

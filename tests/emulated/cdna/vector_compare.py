@@ -67,8 +67,7 @@ def decode_compare(instruction: Instruction) -> Action:
     def restrict(waves: Waves) -> None:
         waves.write_mask(target, compare(left(waves), right(waves)))
         if target != EXEC:
-            waves.scalar[EXEC : EXEC + 2] = waves.scalar[target : target + 2]
-            waves.refresh_active()
+            waves.write_scalar_wide(EXEC, waves.pairs[target // 2])
 
     return restrict
 

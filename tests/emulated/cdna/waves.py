@@ -19,6 +19,8 @@ FLAT_SCRATCH, VCC, TTMP, M0, EXEC = 102, 106, 108, 124, 126
 SCC: Final = 125
 """Where SCC stands in the mask of undefined registers (the number encodes no register)."""
 
+ALL_LANES: Final = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
+
 POISON: Final = 0x7FDEAD01
 """What registers and LDS hold at first: a NaN, and an address that nothing has."""
 
@@ -47,7 +49,8 @@ class Waves:
 
     Attributes:
         environment: memories.
-        scalar: uint32[128, W], scalar registers by their encoding.
+        pairs: uint64[64, W], pairs of scalar registers by their encoding (which hardware wants even for 64 bits).
+        scalar: uint32[64, W, 2], the same bytes as single registers.
         u32: uint32[rows, W, 64], vector registers; accumulation registers follow at the kernel's accumulator offset.
         i32: the same bytes as int32.
         f32: the same bytes as float32.
@@ -69,6 +72,7 @@ class Waves:
         "f32",
         "i32",
         "mode",
+        "pairs",
         "pc",
         "place",
         "scalar",
@@ -80,7 +84,7 @@ class Waves:
     def __init__(
         self,
         environment: Environment,
-        scalar: Words,
+        pairs: NDArray[np.uint64],
         vector: Words,
         condition: Mask,
         mode: Words,
@@ -90,7 +94,8 @@ class Waves:
         pc: int = 0,
     ) -> None:
         self.environment = environment
-        self.scalar = scalar
+        self.pairs = pairs
+        self.scalar: Words = pairs.view(np.uint32).reshape(*pairs.shape, 2)
         self.u32 = vector
         self.i32: NDArray[np.int32] = vector.view(np.int32)
         self.f32: NDArray[np.float32] = vector.view(np.float32)
@@ -109,14 +114,14 @@ class Waves:
 
     def refresh_active(self) -> None:
         """Recomputes the lane masks from EXEC."""
-        self.active = lanes_of(self.scalar[EXEC], self.scalar[EXEC + 1])
-        self.all_active = bool(self.active.all())
+        self.active = lanes_of(self.pairs[EXEC // 2])
+        self.all_active = bool((self.pairs[EXEC // 2] == ALL_LANES).all())
 
     def select(self, keep: Array, pc: int) -> Waves:
         """Returns a copy of some of the waves (a mask or indices) that goes on at `pc`."""
         return Waves(
             self.environment,
-            np.ascontiguousarray(self.scalar[:, keep]),
+            np.ascontiguousarray(self.pairs[:, keep]),
             np.ascontiguousarray(self.u32[:, keep]),
             self.condition[keep],
             self.mode[keep],
@@ -137,7 +142,7 @@ class Waves:
             undefined |= group.undefined
         return Waves(
             first.environment,
-            np.concatenate([group.scalar for group in groups], axis=1),
+            np.concatenate([group.pairs for group in groups], axis=1),
             np.concatenate([group.u32 for group in groups], axis=1),
             np.concatenate([group.condition for group in groups]),
             np.concatenate([group.mode for group in groups]),
@@ -162,23 +167,29 @@ class Waves:
 
     def write_scalar(self, register: int, values: Array) -> None:
         """Writes uint32, broadcast to [W], to a scalar register."""
-        self.scalar[register] = values
+        self.scalar[register // 2, :, register % 2] = values
         if register >= EXEC:
             self.refresh_active()
 
     def write_scalar_wide(self, register: int, values: Array) -> None:
         """Writes uint64 to two scalar registers."""
-        self.scalar[register] = values.astype(np.uint32)
-        self.scalar[register + 1] = (values >> np.uint64(32)).astype(np.uint32)
+        self.pairs[register // 2] = values
         if register == EXEC:
             self.refresh_active()
+
+    def write_scalars(self, register: int, values: Words) -> None:
+        """Writes uint32[W, n] to n scalar registers (an aligned number of them, or one)."""
+        count = values.shape[1]
+        if count == 1:
+            self.write_scalar(register, values[:, 0])
+        else:
+            first = register // 2
+            self.scalar[first : first + count // 2] = values.reshape(-1, count // 2, 2).transpose(1, 0, 2)
 
     def write_mask(self, register: int, mask: Array) -> None:
         """Writes one bit per lane, 0 for inactive lanes, to two scalar registers."""
         bits = self.spread(mask) if self.all_active else mask & self.active
-        packed = np.packbits(bits, axis=1, bitorder="little").view(np.uint32)
-        self.scalar[register] = packed[:, 0]
-        self.scalar[register + 1] = packed[:, 1]
+        self.pairs[register // 2] = np.packbits(bits, axis=1, bitorder="little").view(np.uint64)[:, 0]
         if register == EXEC:
             self.refresh_active()
 
@@ -192,9 +203,6 @@ class Waves:
         return f"workgroup {self.place[0, wave]}, wave {self.place[1, wave]}, lane {lane}"
 
 
-def lanes_of(low: Words, high: Words) -> Mask:
-    """Returns the bits of two uint32[W] as bool[W, 64]."""
-    both = np.empty((len(low), 2), np.uint32)
-    both[:, 0] = low
-    both[:, 1] = high
-    return np.unpackbits(both.view(np.uint8), axis=1, bitorder="little").view(np.bool_)
+def lanes_of(bits: NDArray[np.uint64]) -> Mask:
+    """Returns the bits of uint64[W] as bool[W, 64]."""
+    return np.unpackbits(bits[:, None].view(np.uint8), axis=1, bitorder="little").view(np.bool_)

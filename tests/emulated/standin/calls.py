@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -38,7 +39,12 @@ class Calls:
     Args:
         machine: what serves.
         library: the generated library, for its helpers.
+
+    Attributes:
+        visibility: environment variable that says which devices are shown when the driver is initialised.
     """
+
+    visibility = ""
 
     def __init__(self, machine: Machine, library: ctypes.CDLL) -> None:
         self.machine = machine
@@ -82,8 +88,10 @@ class Calls:
         return dict(zip(names, handlers, strict=True))
 
     def initialise(self, _flags: int) -> int:
-        """Makes the other calls possible."""
+        """Makes the other calls possible, for the devices that the environment shows."""
         self._initialised = True
+        if self.visibility and (visible := os.environ.get(self.visibility)):
+            self.machine.show([int(ordinal) for ordinal in visible.split(",")])
         return 0 if self.machine.devices else NO_DEVICE
 
     def device_count(self, out: int) -> None:

@@ -38,6 +38,8 @@ _COMMON = (
 class HipCalls(Calls):
     """What HIP does in its own way."""
 
+    visibility = "HIP_VISIBLE_DEVICES"
+
     def table(self) -> dict[str, Handler]:
         """Returns all handlers by C name."""
         return self.common(_COMMON) | {

@@ -90,6 +90,17 @@ class Streams:
 
     # Devices and streams
 
+    def show(self, ordinals: Sequence[int]) -> None:
+        """Hides all devices but these, which are numbered anew in this order; the list ends at one that is not there."""
+        shown = []
+        for ordinal in ordinals:
+            if ordinal >= len(self.devices):
+                break
+            shown.append(self.devices[ordinal])
+        self.devices = shown
+        for number, device in enumerate(shown):
+            device.ordinal = number
+
     def device(self, ordinal: int) -> Device:
         """Returns a device."""
         if not 0 <= ordinal < len(self.devices):

@@ -144,15 +144,16 @@ class ReadSettings:
     """How the read loop works.
 
     Attributes:
-        threads: readers for each device, or for host memory. A disk array needs some reads in flight to be quick.
+        threads: readers in all, shared out among the devices, at least one each. Disk arrays need as many reads in
+            flight to be quick, and a device's link as many copying threads to be full.
         slot_bytes: of one read and one copy; a multiple of 4096 for O_DIRECT.
-        slots: pinned slots of a reader: with two, one is filled while the other is copied. A device's ring has
-            threads * slots * slot_bytes bytes; pinning costs about a second for 5 GB.
+        slots: pinned slots of a reader: with two, one is filled while the other is copied. All rings together have
+            threads * slots * slot_bytes bytes, and pinning takes about a second for 5 GB.
         direct: read around the page cache (O_DIRECT) where the file system lets us; None: files that are not cached.
     """
 
-    threads: int = 4
-    slot_bytes: int = 8 << 20
+    threads: int = 16
+    slot_bytes: int = 4 << 20
     slots: int = 2
     direct: bool | None = None
 
@@ -248,7 +249,7 @@ class _Job:
         self._lanes = (Lane * len(lanes))()
         first = 0
         for lane, (ordinal, members) in zip(self._lanes, lanes.items(), strict=True):
-            lane.extent_first, lane.readers = first, settings.threads
+            lane.extent_first, lane.readers = first, -(-settings.threads // len(lanes))
             lane.extent_count = sum(len(file.chunks) if verify else 1 for file, _ in members)
             first += lane.extent_count
             if self._devices:
@@ -311,16 +312,15 @@ _DRIVER_OPERATIONS = {
 
 def _source(file: FileLoad, direct: bool | None, cleanup: ExitStack) -> Source:
     """Returns a file as the host library reads it, with a second descriptor for reads around the page cache if any."""
-    if direct is None:
-        direct = residency(file.descriptor, file.size) < CACHED_SHARE
+    share = residency(file.descriptor, file.size)
     descriptor = -1
-    if direct:
+    if direct or (direct is None and share < CACHED_SHARE):
         # Opened anew, because O_DIRECT belongs to what a descriptor and its duplicates share. Not every file system
         # has it: then the page cache it is.
         with suppress(OSError):
             descriptor = os.open(f"/proc/self/fd/{file.descriptor}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
             cleanup.callback(os.close, descriptor)
-    return Source(file.descriptor, descriptor)
+    return Source(fd=file.descriptor, direct_fd=descriptor, cached=share == 1)
 
 
 def _library_of(destinations: Sequence[Destination]) -> DeviceLibrary | None:
@@ -353,10 +353,10 @@ def _attach(lane: Lane, devices: DeviceLibrary, ordinal: int, settings: ReadSett
     """Gives a lane its device, and each of its readers a stream, slots, and an event for each slot."""
     devices.set_device(ordinal)
     lane.device = _thread_device(devices, ordinal)
-    slots = settings.threads * settings.slots
+    slots = lane.readers * settings.slots
     lane.ring = devices.allocate_pinned(slots * settings.slot_bytes)
     cleanup.callback(devices.free_pinned, lane.ring)
-    streams = [_owned(cleanup, devices.create_stream(), devices.destroy_stream) for _ in range(settings.threads)]
+    streams = [_owned(cleanup, devices.create_stream(), devices.destroy_stream) for _ in range(lane.readers)]
     events = [_owned(cleanup, devices.create_event(), devices.destroy_event) for _ in range(slots)]
     lane.streams = (ctypes.c_uint64 * len(streams))(*streams)
     lane.events = (ctypes.c_uint64 * len(events))(*events)

@@ -44,7 +44,7 @@ class CopyFunctions(ctypes.Structure):
 class Source(ctypes.Structure):
     """`struct paiton_source`."""
 
-    _fields_ = [("fd", ctypes.c_int32), ("direct_fd", ctypes.c_int32)]
+    _fields_ = [("fd", ctypes.c_int32), ("direct_fd", ctypes.c_int32), ("cached", _u32), ("zero", _u32)]
 
 
 class Extent(ctypes.Structure):

@@ -47,6 +47,16 @@ def gpu_checkpoint(cache: Cache) -> Path:
 
 
 @pytest.fixture(scope="session")
+def gpu_static_checkpoint(cache: Cache) -> Path:
+    """The same, as a static FP8 checkpoint."""
+
+    def make(folder: Path) -> None:
+        make_checkpoints().tiny_llama(folder, head_dim=64, fp8_static=True)
+
+    return cache.folder("tiny-gpu-static-hf", make, (CHECKPOINT_MAKER,))
+
+
+@pytest.fixture(scope="session")
 def hip_library_path(cache: Cache) -> Path:
     """The stand-in libamdhip64."""
     return library_of(HIP, cache)

@@ -49,20 +49,14 @@ class EmulatedModel:
         target: an AMD target that it was built for.
         cache_dir: the build's, for the kernels' assembly.
         kv_blocks: blocks of the KV cache.
-        order: of the waves of a block, as `Kernel.launch` takes it.
     """
 
-    def __init__(
-        self, bundle: Path, target: str, cache_dir: Path, kv_blocks: int = 8, order: str | None = None
-    ) -> None:
+    def __init__(self, bundle: Path, target: str, cache_dir: Path, kv_blocks: int = 8) -> None:
         self.bundle = open_bundle(bundle)
         self.arch = target_named(target).arch
-        self.order = order
         self.plan_memory = self.bundle.memory(target)
         self.kernels = self.bundle.kernels(target)
-        self.plans = dict(
-            ((entry.family, entry.tokens, entry.requests), plan) for entry, plan in self.bundle.plans(target)
-        )
+        self.plans = {(entry.family, entry.tokens, entry.requests): plan for entry, plan in self.bundle.plans(target)}
         texts = dict(assemblies(cache_dir))
         (code,) = self.bundle.code_objects(target).values()
         archive = self.bundle.read_file(code.file)
@@ -159,7 +153,6 @@ class EmulatedModel:
             launch.grid,
             kernel.threads // 64,
             kernel.shared_bytes,
-            order=self.order,
         )
 
 

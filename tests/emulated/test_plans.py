@@ -22,6 +22,7 @@ MODES = {
     "bf16": (),
     "fp8-dynamic": ("--act", "fp8", "--kv", "fp8", "--lm-head", "fp8"),
     "bf16-weights": ("--weights", "bf16", "--lm-head", "int8"),
+    "fp8-static": ("--act", "fp8", "--kv", "fp8"),
 }
 
 
@@ -44,7 +45,9 @@ def run(bundle: Path, target: str) -> tuple[NDArray[np.float32], NDArray[np.floa
     ours.append(mixed[:1])
     others = [mixed[1:]]
     for n in range(3):
-        logits, sampled = model.step([Piece(OTHER[20 + n : 21 + n], 20 + n, other), Piece(IDS[26 + n : 27 + n], 26 + n, blocks)])
+        logits, sampled = model.step(
+            [Piece(OTHER[20 + n : 21 + n], 20 + n, other), Piece(IDS[26 + n : 27 + n], 26 + n, blocks)]
+        )
         assert np.array_equal(sampled, logits.argmax(1))
         others.append(logits[:1])
         ours.append(logits[1:])
@@ -54,9 +57,10 @@ def run(bundle: Path, target: str) -> tuple[NDArray[np.float32], NDArray[np.floa
 @pytest.mark.parametrize("target", ["hip:gfx942", "hip:gfx950"])
 @pytest.mark.parametrize("mode", MODES)
 def test_a_model_computes_what_the_cpu_does(
-    mode: str, target: str, build_bundle: Callable[..., Path], gpu_checkpoint: Path
+    mode: str, target: str, build_bundle: Callable[..., Path], gpu_checkpoint: Path, gpu_static_checkpoint: Path
 ) -> None:
-    bundle = build_bundle(f"tiny-gpu-{mode}", gpu_checkpoint, *FLAGS, *MODES[mode])
+    checkpoint = gpu_static_checkpoint if mode == "fp8-static" else gpu_checkpoint
+    bundle = build_bundle(f"tiny-gpu-{mode}", checkpoint, *FLAGS, *MODES[mode])
     ours, others = run(bundle, target)
     with boot(bundle, BootOptions(golden_check=False, target="cpu")) as model:
         expected = logits_of(model, IDS[:29])

@@ -97,8 +97,8 @@ def _kernel(
 
 
 def _check(values: Mapping[str, Constant], _target: Target) -> str:
-    if int(values["HEAD_DIM"]) not in {64, 128, 256}:
-        return f"HEAD_DIM is {values['HEAD_DIM']}, not 64, 128 or 256"
+    if int(values["HEAD_DIM"]) not in {64, 128}:
+        return f"HEAD_DIM is {values['HEAD_DIM']}, not 64 or 128"
     return check_group(values)
 
 

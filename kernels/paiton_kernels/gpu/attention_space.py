@@ -6,6 +6,7 @@ where loads are waited for.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 
 import triton
@@ -16,6 +17,12 @@ from paiton_kernels.gpu.spec import Config, Constant, Step
 
 _SIMDS = 4
 """Vector units of an AMD compute unit, among which a block's warps are dealt out."""
+
+_MOST = 20
+"""Configurations with the best number of query rows."""
+
+_MOST_OTHER = 8
+"""Configurations with each other number of query rows."""
 
 
 def _tile_rows(constants: Mapping[str, Constant], step: Step) -> list[int]:
@@ -65,9 +72,11 @@ def attention_space(constants: Mapping[str, Constant], step: Step, profile: Prof
     """Returns configurations for a bucket, most promising first."""
     target = TARGETS[profile.target]
     configs: list[Config] = []
-    for rows in _tile_rows(constants, step):
+    for place, rows in enumerate(_tile_rows(constants, step)):
         if target.backend == "hip":
-            configs += _amd(rows, target.arch, profile.compute_units)
+            found = _amd(rows, target.arch, profile.compute_units)
         else:
-            configs += _nvidia(rows, str(constants["KV"]), profile.compute_units)
+            found = _nvidia(rows, str(constants["KV"]), profile.compute_units)
+        # Every one of them is compiled when they are ranked or measured.
+        configs += itertools.islice(found, _MOST if place == 0 else _MOST_OTHER)
     return tuple(configs)

@@ -71,12 +71,13 @@ def _kernel(
         return
     tile_m, tile_n, split = place(program, tiles_m, TILES_N, SPLIT_K, GROUP_M, DIES)
 
-    # Rows and columns beyond the ends repeat a real one, so that the loop over K needs no mask; offsets are seen not to
-    # be negative, which lets AMD's loads take 32 bits of them.
+    # Rows and columns beyond the ends repeat a real one, so that loads need no mask: AMD's loads with a mask branch, one
+    # after the other. Offsets are seen not to be negative, which lets AMD's loads take 32 bits of them.
     first_row, first_column = tile_m * BLOCK_M, tile_n * BLOCK_N
     PAIRED: tl.constexpr = EPILOGUE == "SILU" or EPILOGUE == "ROPE"
     HALF: tl.constexpr = HEAD_DIM // 2 if EPILOGUE == "ROPE" else N // 2
     x_row = tl.maximum(tl.minimum(tl.arange(0, BLOCK_M), rows - 1 - first_row), 0)
+    row, real = first_row + x_row, first_row + tl.arange(0, BLOCK_M) < rows
     if PAIRED:
         first_pair = first_column // 2
         w_first = first_pair if EPILOGUE == "SILU" else first_pair // HALF * (2 * HALF) + first_pair % HALF
@@ -89,7 +90,7 @@ def _kernel(
 
     inverse = None
     if A_SCALE == "AMAX":
-        a_scale_of_row = dynamic_scale(tl.load(a_scale + first_row + x_row))
+        a_scale_of_row = dynamic_scale(tl.load(a_scale + row))
         inverse = reciprocal(a_scale_of_row, FP8_UNIT)
     tile = product(
         a + first_row.to(tl.int64) * K,
@@ -109,38 +110,39 @@ def _kernel(
         SWAP,
         FP8_UNIT,
     )
-    row = first_row + tl.arange(0, BLOCK_M)
     if SPLIT_K > 1:
-        number = tile_m * TILES_N + tile_n
-        within = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
-        partial = workspace + number.to(tl.int64) * (SPLIT_K * BLOCK_M * BLOCK_N) + within
-        inside = (row < rows)[:, None]
-        tl.store(partial + split * (BLOCK_M * BLOCK_N), tile, mask=inside)
+        number, column = tile_m * TILES_N + tile_n, tl.arange(0, BLOCK_N)
+        parts = workspace + number.to(tl.int64) * (SPLIT_K * BLOCK_M * BLOCK_N)
+        part = parts + split * (BLOCK_M * BLOCK_N)
+        tl.store(part + tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + column[None, :], tile, mask=real[:, None])
         if not arrives_last(semaphores + number, SPLIT_K):
             return
-        tile = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        for other in tl.static_range(SPLIT_K):
-            tile += tl.load(partial + other * (BLOCK_M * BLOCK_N), mask=inside, other=0.0, cache_modifier=".cg")
+        parts += x_row[:, None] * BLOCK_N + column[None, :]
+        tile = tl.load(parts, cache_modifier=".cg")
+        for other in tl.static_range(1, SPLIT_K):
+            tile += tl.load(parts + other * (BLOCK_M * BLOCK_N), cache_modifier=".cg")
         tl.store(semaphores + number, 0)
 
     if A_SCALE == "AMAX":
         tile *= (a_scale_of_row * (FP8_UNIT * FP8_UNIT))[:, None]
     elif A_SCALE == "ROW":
-        tile *= (tl.load(a_scale + row, mask=row < rows, other=0.0) * (FP8_UNIT * FP8_UNIT))[:, None]
+        tile *= (tl.load(a_scale + row) * (FP8_UNIT * FP8_UNIT))[:, None]
     elif A_SCALE == "TENSOR":
         tile *= tl.load(a_scale) * (FP8_UNIT * FP8_UNIT)
     elif WEIGHT == "FP8":
         tile *= FP8_UNIT
     if PAIRED:
         first, second = members(tile, BLOCK_M, BLOCK_N)
-        within_tile = tl.arange(0, BLOCK_N // 2)
-        pair = first_pair + within_tile
+        place_of_pair = tl.arange(0, BLOCK_N // 2)
+        pair = first_pair + place_of_pair
+        covered = (pair < N // 2) | (N % BLOCK_N == 0)
         if WEIGHT != "BF16":
-            scale_of = scale + w_first + first_member(within_tile, BLOCK_N, HALF)
-            first *= tl.load(scale_of, mask=pair < N // 2, other=0.0)[None, :]
-            second *= tl.load(scale_of + HALF, mask=pair < N // 2, other=0.0)[None, :]
+            scale_of = scale + w_first + first_member(place_of_pair, BLOCK_N, HALF)
+            first *= tl.load(scale_of, mask=covered, other=0.0)[None, :]
+            second *= tl.load(scale_of + HALF, mask=covered, other=0.0)[None, :]
+        inside = real[:, None] & covered[None, :]
         if EPILOGUE == "SILU":
-            store_silu(first, second, row, pair, rows, out, out_scale, out_amax, N, OUT, AMAX, FP8_UNIT)
+            store_silu(first, second, row, pair, real, inside, out, out_scale, out_amax, N, OUT, AMAX, FP8_UNIT)
         else:
             store_rope(
                 first,
@@ -148,7 +150,7 @@ def _kernel(
                 row,
                 first_pair,
                 pair,
-                rows,
+                inside,
                 out,
                 rope,
                 positions,
@@ -167,15 +169,15 @@ def _kernel(
             )
     else:
         column = first_column + tl.arange(0, BLOCK_N)
-        inside = (row < rows)[:, None] & (column < N)[None, :]
+        covered = (column < N) | (N % BLOCK_N == 0)
         if WEIGHT != "BF16":
-            tile *= tl.load(scale + column, mask=column < N, other=0.0)[None, :]
+            tile *= tl.load(scale + column, mask=covered, other=0.0)[None, :]
         if EPILOGUE == "ADD":
             to = out + row.to(tl.int64)[:, None] * N + column[None, :]
-            tile += tl.load(to, mask=inside, other=0.0)
+            tile += tl.load(to, mask=covered[None, :], other=0.0)
         else:
             to = out + row.to(tl.int64)[:, None] * out_stride + column[None, :]
-        tl.store(to, tile, mask=inside)
+        tl.store(to, tile, mask=real[:, None] & covered[None, :])
 
 
 LINEAR = GpuKernelSpec(

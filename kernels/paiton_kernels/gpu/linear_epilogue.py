@@ -23,7 +23,8 @@ def store_silu(
     up,
     row,
     pair,
-    rows,
+    real,
+    inside,
     out,
     out_scale,
     out_amax,
@@ -32,8 +33,17 @@ def store_silu(
     AMAX: tl.constexpr,
     FP8_UNIT: tl.constexpr,
 ):
-    """Stores silu(gate) * up, rounded to bf16 and, for OUT=FP8, from there to FP8."""
-    inside = (row < rows)[:, None] & (pair < N // 2)[None, :]
+    """Stores silu(gate) * up, rounded to bf16 and, for OUT=FP8, from there to FP8.
+
+    Args:
+        gate: f32[BLOCK_M, BLOCK_N / 2].
+        up: likewise.
+        row: i32[BLOCK_M], rows of `out`; those beyond the step's repeat one.
+        pair: i32[BLOCK_N / 2], columns of `out`.
+        real: i1[BLOCK_M], which rows are the step's.
+        inside: i1[BLOCK_M, BLOCK_N / 2], which elements are.
+        out: see the arguments of `linear`, as all below.
+    """
     value = (gate / (1.0 + tl.exp(-gate)) * up).to(tl.bfloat16)
     to = out + row.to(tl.int64)[:, None] * (N // 2) + pair[None, :]
     if OUT == "FP8":
@@ -45,7 +55,7 @@ def store_silu(
         largest = tl.max(tl.where(inside, tl.abs(value.to(tl.float32)), 0.0), axis=1)
         # The bits of floats that are not negative are ordered as integers are.
         bits = largest.to(tl.int32, bitcast=True)
-        tl.atomic_max(out_amax.to(tl.pointer_type(tl.int32)) + row, bits, mask=row < rows, sem="relaxed")
+        tl.atomic_max(out_amax.to(tl.pointer_type(tl.int32)) + row, bits, mask=real, sem="relaxed")
 
 
 @triton.jit
@@ -55,7 +65,7 @@ def _store_kv(
     row,
     head,
     i,
-    rows,
+    inside,
     positions,
     request_of,
     block_tables,
@@ -71,11 +81,10 @@ def _store_kv(
 ):
     """Writes both halves of heads of K (numbers from 0) and of V (after K's) into the KV cache."""
     ELEMENT_BYTES: tl.constexpr = 1 if KV == "FP8" else 2
-    real = row < rows
-    inside = real[:, None] & ((head >= 0) & (head < 2 * KV_HEADS))[None, :]
-    position = tl.load(positions + row, mask=real, other=0)
-    table = block_tables + tl.load(request_of + row, mask=real, other=0) * block_table_stride
-    block = tl.load(table + position // _BLOCK_TOKENS, mask=real, other=0).to(tl.int64)
+    inside &= (head >= 0)[None, :]
+    position = tl.load(positions + row)
+    table = block_tables + tl.load(request_of + row) * block_table_stride
+    block = tl.load(table + position // _BLOCK_TOKENS).to(tl.int64)
     # V's heads follow K's within a block, so that one formula places both.
     token = block * (kv_block_stride // ELEMENT_BYTES) + position % _BLOCK_TOKENS * HEAD_DIM
     to = kv + token[:, None] + (head * (_BLOCK_TOKENS * HEAD_DIM) + i)[None, :]
@@ -95,7 +104,7 @@ def store_rope(
     row,
     first_pair,
     pair,
-    rows,
+    inside,
     out,
     rope,
     positions,
@@ -112,20 +121,29 @@ def store_rope(
     KV: tl.constexpr,
     FP8_UNIT: tl.constexpr,
 ):
-    """Rotates heads of q and k by the table of cosines and sines, stores q, writes k and v into the KV cache."""
+    """Rotates heads of q and k by the table of cosines and sines, stores q, writes k and v into the KV cache.
+
+    Args:
+        low: f32[BLOCK_M, BLOCK_N / 2], the first halves of heads.
+        high: likewise, the second halves.
+        row: i32[BLOCK_M], tokens; those beyond the step's repeat one.
+        first_pair: the tile's first pair, a number of `pair`.
+        pair: i32[BLOCK_N / 2], consecutive.
+        inside: i1[BLOCK_M, BLOCK_N / 2], which elements are the step's.
+        out: see the arguments of `linear`, as all below.
+    """
     HALF: tl.constexpr = HEAD_DIM // 2
     head, i = pair // HALF, pair % HALF
-    real = row < rows
-    turns = real[:, None] & (head < Q_HEADS + KV_HEADS)[None, :]
+    rotated = (head < Q_HEADS + KV_HEADS)[None, :]
     angle = rope + row[:, None] * HEAD_DIM + i[None, :]
-    cosine = tl.load(angle, mask=turns, other=1.0)
-    sine = tl.load(angle + HALF, mask=turns, other=0.0)
+    cosine = tl.where(rotated, tl.load(angle), 1.0)
+    sine = tl.where(rotated, tl.load(angle + HALF), 0.0)
     low, high = low * cosine - high * sine, high * cosine + low * sine
     if first_pair < Q_HEADS * HALF:
-        inside = real[:, None] & (head < Q_HEADS)[None, :]
         to = out + row.to(tl.int64)[:, None] * (Q_HEADS * HEAD_DIM) + (head * HEAD_DIM + i)[None, :]
-        tl.store(to, low.to(tl.bfloat16), mask=inside)
-        tl.store(to + HALF, high.to(tl.bfloat16), mask=inside)
+        is_q = inside & (head < Q_HEADS)[None, :]
+        tl.store(to, low.to(tl.bfloat16), mask=is_q)
+        tl.store(to + HALF, high.to(tl.bfloat16), mask=is_q)
     if first_pair + pair.shape[0] > Q_HEADS * HALF:
         _store_kv(
             low,
@@ -133,7 +151,7 @@ def store_rope(
             row,
             head - Q_HEADS,
             i,
-            rows,
+            inside,
             positions,
             request_of,
             block_tables,

@@ -13,8 +13,8 @@ launch              blocks             does
 sample_process      rows x chunks      mask and penalties; the largest logits and the sum of exponentials by chunk
 sample_histogram    rows x chunks      masses by chunk, a row's histogram, what of a chunk may be among the best
 sample_candidates   rows x chunks      gathers the tokens that the limits of top-k and top-p lie among
-sample_draw         rows               exact limits, draw; last token, token counts, end of the request
-sample_report       rows x chunks + 1  rank, log-probability, best tokens
+sample_draw         rows               exact limits, draw
+sample_report       rows x chunks + 1  rank, log-probability, best tokens; last token, counts, end of the request
 ==================  =================  ==========================================================================
 
 Every launch reads a row at most once, and greedy rows only twice in all; nothing is sorted. All sums that decide are

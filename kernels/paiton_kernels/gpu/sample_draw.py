@@ -1,4 +1,4 @@
-"""Fourth launch of ``sample``: the exact limits, the draw, and what of the request moves on with the sampled token."""
+"""Fourth launch of ``sample``: the exact limits of top-k and top-p, and the draw."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import triton.language as tl
 from paiton_kernels.gpu.devices import Profile, target_named
 from paiton_kernels.gpu.sample_args import arguments, check_vocabulary, scratch, symbol_part
 from paiton_kernels.gpu.sample_arithmetic import (
-    STOP_TOKENS,
     chunk_count,
     chunk_slots,
     chunk_tokens,
@@ -25,7 +24,6 @@ from paiton_kernels.gpu.sample_cases import draw_cases
 from paiton_kernels.gpu.sample_limits import kept_by_limits
 from paiton_kernels.gpu.spec import Config, Constant, GpuKernelSpec, Grid, Step, Work
 
-_STOP_TOKENS = tl.constexpr(STOP_TOKENS)
 _LEAST_KEY = tl.constexpr(-(1 << 31))
 
 
@@ -50,45 +48,14 @@ def _walk(row_processed, chunk, target, key, ties, best, scale, min_p, CHUNK: tl
     return chunk * CHUNK + tl.sum((tl.cumsum(mass, 0) <= target).to(tl.int32))
 
 
-@triton.jit
-def _advance(
-    row,
-    token,
-    slot_of,
-    stop_tokens,
-    max_position,
-    positions,
-    logit_rows,
-    last_token,
-    token_counts,
-    finished,
-    VOCAB: tl.constexpr,
-):
-    """Makes the sampled token the request's last one, counts it, and decides whether the request ends with it."""
-    slot = tl.load(slot_of + row)
-    tl.store(last_token + slot, token)
-    count = token_counts + slot.to(tl.int64) * VOCAB + token
-    tl.store(count, tl.load(count) + 1)
-    stops = tl.load(stop_tokens + row * _STOP_TOKENS + tl.arange(0, _STOP_TOKENS))
-    stopped = tl.sum((stops == token).to(tl.int32)) > 0
-    position = tl.load(positions + tl.load(logit_rows + row))
-    ended = stopped | (position + 1 >= tl.load(max_position + row))
-    tl.store(finished + slot, ended.to(tl.int32))
-
-
 def _draw(
     counts,
-    slot_of,
     temperature,
     top_k,
     top_p,
     min_p,
     seed,
     draw,
-    stop_tokens,
-    max_position,
-    positions,
-    logit_rows,
     processed,
     candidates,
     chunk_largest,
@@ -98,9 +65,6 @@ def _draw(
     row_limit,
     sampled,
     sampled_rank,
-    last_token,
-    token_counts,
-    finished,
     VOCAB: tl.constexpr,
     TILE: tl.constexpr,
 ):
@@ -144,9 +108,6 @@ def _draw(
         token = tl.min(tl.where(bests == best, firsts, VOCAB))
     tl.store(sampled + row, token)
     tl.store(sampled_rank + row, 1)  # the next launch adds the tokens with a larger logit
-    _advance(
-        row, token, slot_of, stop_tokens, max_position, positions, logit_rows, last_token, token_counts, finished, VOCAB
-    )
 
 
 def _grid(_values: Mapping[str, Constant], step: Step, _profile: Profile) -> Grid:
@@ -156,8 +117,9 @@ def _grid(_values: Mapping[str, Constant], step: Step, _profile: Profile) -> Gri
 def _space(constants: Mapping[str, Constant], _step: Step, profile: Profile) -> tuple[Config, ...]:
     if chunk_tokens(int(constants["VOCAB"])) == 1024:
         return tuple(Config.of(warps, 1, TILE=1024) for warps in (4, 8))
-    warps = 8 if target_named(profile.target).backend == "cuda" else 16  # the other way round registers spill
-    return (Config.of(warps, 1, TILE=2048), Config.of(warps, 1, TILE=1024))
+    cuda = target_named(profile.target).backend == "cuda"
+    options = {"maxnreg": 128} if cuda else {}  # or ptxas spills for an occupancy that one block a row cannot use
+    return tuple(Config.of(8, 1, options, TILE=tile) for tile in (1024, 2048))
 
 
 def _work(values: Mapping[str, Constant], step: Step, _profile: Profile) -> Work:

@@ -55,7 +55,7 @@ def _grid(values: Mapping[str, Constant], _step: Step, _profile: Profile) -> Gri
 
 
 def _space(constants: Mapping[str, Constant], _step: Step, _profile: Profile) -> tuple[Config, ...]:
-    ranges = (2048, 1024, 4096) if int(constants["VOCAB"]) > 16384 else (1024, 512)
+    ranges = (2048, 1024) if int(constants["VOCAB"]) > 16384 else (1024, 512)
     return tuple(Config.of(4, 1, RANGE=tokens, TILE=1024) for tokens in ranges)
 
 

@@ -1,4 +1,4 @@
-"""Last launch of ``sample``: rank and log-probability of the sampled token, and the best tokens of rows that ask."""
+"""Last launch of ``sample``: what is told of the sampled token, and what of the request moves on with it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from paiton_kernels.gpu.devices import Profile
 from paiton_kernels.gpu.sample_args import arguments, check_vocabulary, chunk_space, scratch, symbol_part
 from paiton_kernels.gpu.sample_arithmetic import (
     MAX_TOP_LOGPROBS,
+    STOP_TOKENS,
     TOP_SLOTS,
     chunk_count,
     chunk_slots,
@@ -23,6 +24,7 @@ from paiton_kernels.gpu.spec import Constant, GpuKernelSpec, Grid, Step, Work
 
 _TOP_SLOTS = tl.constexpr(TOP_SLOTS)
 _MAX_TOP = tl.constexpr(MAX_TOP_LOGPROBS)
+_STOP_TOKENS = tl.constexpr(STOP_TOKENS)
 _NO_KEY = tl.constexpr(-(1 << 63))
 
 
@@ -31,11 +33,42 @@ def _log_probability(value, largest, log_sum):
     return tl.where(value == largest, 0.0, value - largest) - log_sum  # no NaN from inf - inf
 
 
+@triton.jit
+def _advance(
+    row,
+    token,
+    slot_of,
+    stop_tokens,
+    max_position,
+    positions,
+    logit_rows,
+    last_token,
+    token_counts,
+    finished,
+    VOCAB: tl.constexpr,
+):
+    """Makes the sampled token the request's last one, counts it, and decides whether the request ends with it."""
+    slot = tl.load(slot_of + row)
+    tl.store(last_token + slot, token)
+    count = token_counts + slot.to(tl.int64) * VOCAB + token
+    tl.store(count, tl.load(count) + 1)
+    stops = tl.load(stop_tokens + row * _STOP_TOKENS + tl.arange(0, _STOP_TOKENS))
+    stopped = tl.sum((stops == token).to(tl.int32)) > 0
+    position = tl.load(positions + tl.load(logit_rows + row))
+    ended = stopped | (position + 1 >= tl.load(max_position + row))
+    tl.store(finished + slot, ended.to(tl.int32))
+
+
 def _report(
     counts,
     logits,
     logits_stride,
+    slot_of,
     top_logprobs,
+    stop_tokens,
+    max_position,
+    positions,
+    logit_rows,
     chunk_largest,
     chunk_sum,
     best_keys,
@@ -44,6 +77,9 @@ def _report(
     sampled_rank,
     top_tokens,
     top_values,
+    last_token,
+    token_counts,
+    finished,
     VOCAB: tl.constexpr,
 ):
     row, chunk = tl.program_id(0), tl.program_id(1)
@@ -53,7 +89,8 @@ def _report(
     CHUNKS: tl.constexpr = chunk_count(VOCAB)
     SLOTS: tl.constexpr = chunk_slots(VOCAB)
     row_logits = logits + row * logits_stride
-    logit = without_nan(tl.load(row_logits + tl.load(sampled + row)))
+    drawn = tl.load(sampled + row)
+    logit = without_nan(tl.load(row_logits + drawn))
     if chunk < CHUNKS:
         token = chunk * CHUNK + tl.arange(0, CHUNK)
         values = tl.load(row_logits + token, mask=token < VOCAB, other=float("-inf"))
@@ -78,6 +115,8 @@ def _report(
                 tl.store(top_tokens + row * _MAX_TOP + rank, 0x7FFFFFFF - (key & 0x7FFFFFFF).to(tl.int32))
                 value = value_of((key >> 32).to(tl.int32))
                 tl.store(top_values + row * _MAX_TOP + rank, _log_probability(value, best, log_sum))
+        ends = stop_tokens, max_position, positions, logit_rows
+        _advance(row, drawn, slot_of, *ends, last_token, token_counts, finished, VOCAB)
 
 
 def _grid(values: Mapping[str, Constant], step: Step, _profile: Profile) -> Grid:

@@ -185,32 +185,34 @@ def limit_bins(histogram: NDArray[np.int32], row: Row, total: float) -> tuple[in
 
 
 def after_draw(batch: Batch, rows: Sequence[Row], vocab: int) -> Batch:
-    """The fourth launch: the token, and what of the request moves on with it."""
-    batch = _changed(batch, "sampled", "sampled_rank", "last_token", "token_counts", "finished")
+    """The fourth launch: the token."""
+    batch = _changed(batch, "sampled", "sampled_rank")
     for r, row in enumerate(rows):
-        slot, logits = batch["slot_of"][r], batch["logits"][r, :vocab]
-        values = processed_logits(logits, batch["token_counts"][slot], _allowed(batch, r, vocab), row)
+        history = batch["token_counts"][batch["slot_of"][r]]
+        values = processed_logits(batch["logits"][r, :vocab], history, _allowed(batch, r, vocab), row)
         token, stable = sampled_token(values, row)
         if not stable:
             raise ValueError(f"row {r} of the batch lies on an edge, where rounding decides: choose another draw")
-        batch["sampled"][r] = batch["last_token"][slot] = token
+        batch["sampled"][r] = token
         batch["sampled_rank"][r] = 1
-        batch["token_counts"][slot, token] += 1
-        position = batch["positions"][batch["logit_rows"][r]]
-        stopped = token in batch["stop_tokens"][r]
-        batch["finished"][slot] = stopped or position + 1 >= batch["max_position"][r]
     return batch
 
 
 def after_report(batch: Batch, rows: Sequence[Row], vocab: int) -> Batch:
-    """The last launch: log-probabilities and ranks."""
-    batch = _changed(batch, "sampled_logprob", "sampled_rank", "top_tokens", "top_values")
+    """The last launch: log-probabilities and ranks, and the request's state."""
+    state = ("last_token", "token_counts", "finished")
+    batch = _changed(batch, "sampled_logprob", "sampled_rank", "top_tokens", "top_values", *state)
     for r, row in enumerate(rows):
-        logits, token = batch["logits"][r, :vocab], batch["sampled"][r]
+        logits, token, slot = batch["logits"][r, :vocab], batch["sampled"][r], batch["slot_of"][r]
         logprobs = log_probabilities(logits)
         batch["sampled_logprob"][r] = logprobs[token]
         batch["sampled_rank"][r] = rank_of(logits, token)
         best = best_tokens(logits, min(max(row.top_logprobs, 0), MAX_TOP_LOGPROBS))
         batch["top_tokens"][r, : len(best)] = best
         batch["top_values"][r, : len(best)] = logprobs[best]
+        batch["last_token"][slot] = token
+        batch["token_counts"][slot, token] += 1
+        position = batch["positions"][batch["logit_rows"][r]]
+        stopped = token in batch["stop_tokens"][r]
+        batch["finished"][slot] = stopped or position + 1 >= batch["max_position"][r]
     return batch

@@ -9,6 +9,7 @@
 #include "sha256.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -103,14 +104,23 @@ static bool take(struct reader *self, struct span *span) {
     return left;
 }
 
+/* A file system may refuse direct reads, or all into memory that a driver mapped in its own way. */
+static bool refuses_direct(int error) { return error == EINVAL || error == EOPNOTSUPP || error == EFAULT; }
+
 /* Reads `size` bytes at `offset`, around the page cache where that is wanted and possible. */
 static bool read_bytes(struct reader *self, uint32_t file, uint64_t offset, uint8_t *memory, uint64_t size) {
     struct job *job = self->job;
     const struct paiton_source *source = &job->load->files[file];
+    bool ahead = !source->cached;
     while (size) {
         bool direct = source->direct_fd >= 0 && size >= DIRECT_ALIGNMENT && !atomic_load(&job->refused[file]) &&
                       (offset | (uintptr_t)memory) % DIRECT_ALIGNMENT == 0;
         uint64_t ask = direct ? size - size % DIRECT_ALIGNMENT : size;
+        if (!direct && ahead) {
+            /* A read brings pages in by 128 KiB; asking for all of them first keeps a disk busy. Advice may fail. */
+            (void)posix_fadvise(source->fd, (off_t)offset, (off_t)size, POSIX_FADV_WILLNEED);
+            ahead = false;
+        }
         ssize_t got = pread(direct ? source->direct_fd : source->fd, memory, ask, (off_t)offset);
         if (got > 0) {
             if (direct) self->direct_bytes += (uint64_t)got;
@@ -119,7 +129,7 @@ static bool read_bytes(struct reader *self, uint32_t file, uint64_t offset, uint
             size -= (uint64_t)got;
         } else if (got == 0) {
             return fail(job, -ENODATA, PAITON_LOAD_READ, 0, file, offset, NULL);
-        } else if (direct && errno == EINVAL) {
+        } else if (direct && refuses_direct(errno)) {
             atomic_store(&job->refused[file], true);
         } else if (errno != EINTR) {
             return fail(job, -errno, PAITON_LOAD_READ, errno, file, offset, NULL);
@@ -261,15 +271,16 @@ static uint32_t start(struct job *job, uint32_t readers) {
     sigset_t all, old;
     sigfillset(&all);
     int error = pthread_sigmask(SIG_SETMASK, &all, &old);
-    while (!error && started < readers) {
-        struct reader *reader = &job->readers[started];
-        error = pthread_create(&reader->thread, NULL, reader_main, reader);
-        if (!error) started++;
+    if (!error) {
+        while (!error && started < readers) {
+            struct reader *reader = &job->readers[started];
+            error = pthread_create(&reader->thread, NULL, reader_main, reader);
+            if (!error) started++;
+        }
+        int restored = pthread_sigmask(SIG_SETMASK, &old, NULL);
+        error = error ? error : restored;
     }
-    if (error)
-        fail(job, -error, PAITON_LOAD_START, error, 0, 0, NULL);
-    else
-        pthread_sigmask(SIG_SETMASK, &old, NULL);
+    if (error) fail(job, -error, PAITON_LOAD_START, error, 0, 0, NULL);
     return started;
 }
 
@@ -292,8 +303,11 @@ int paiton_load(const struct paiton_load *load, struct paiton_load_result *resul
     if (!load->slot_bytes || !load->slots) return -EINVAL;
     for (uint32_t i = 0; i < load->lane_count; i++) readers += load->lanes[i].readers;
     pthread_mutex_init(&job.lock, NULL);
-    int status = prepare(&job, readers) ? finish(&job, start(&job, readers)) : -ENOMEM;
-    for (uint32_t i = 0; job.lanes && i < load->lane_count; i++) pthread_mutex_destroy(&job.lanes[i].lock);
+    int status = -ENOMEM;
+    if (prepare(&job, readers)) {
+        status = finish(&job, start(&job, readers));
+        for (uint32_t i = 0; i < load->lane_count; i++) pthread_mutex_destroy(&job.lanes[i].lock);
+    }
     pthread_mutex_destroy(&job.lock);
     free(job.refused);
     free(job.busy);

@@ -128,23 +128,24 @@ struct paiton_copy_functions {
 struct paiton_source {
     int32_t fd;
     int32_t direct_fd; /* the same file opened with O_DIRECT; -1 to read through the page cache */
+    uint32_t cached;   /* all of it, so that reading ahead gains nothing */
+    uint32_t zero;
 };
 
 struct paiton_extent {
     uint64_t offset; /* in the file */
     uint64_t size;
-    uint64_t address;      /* of its first byte in the destination */
+    uint64_t address;      /* where its first byte goes */
     const uint8_t *sha256; /* its digest, to be checked; or null */
     uint32_t file;
     uint32_t zero;
 };
 
-/* A destination (host memory, or a device) and the threads that fill it. All but the first two are null for host
- * memory. */
+/* A destination (host memory, or a device) and the threads that fill it. Host memory needs neither device nor ring. */
 struct paiton_lane {
     uint64_t extent_first;
-    uint64_t extent_count; /* more than 0 */
-    uint64_t device;       /* context (CUDA) or ordinal (HIP) */
+    uint64_t extent_count;   /* more than 0 */
+    uint64_t device;         /* context (CUDA) or ordinal (HIP) */
     const uint64_t *streams; /* [readers] */
     const uint64_t *events;  /* [readers][slots] */
     uint8_t *ring;           /* [readers][slots][slot_bytes], pinned */
@@ -155,7 +156,7 @@ struct paiton_lane {
 struct paiton_load {
     const struct paiton_source *files;
     const struct paiton_extent *extents;
-    const struct paiton_lane *lanes; /* which cover the extents */
+    const struct paiton_lane *lanes;            /* which cover the extents */
     const struct paiton_copy_functions *driver; /* null: every destination is host memory */
     _Atomic int32_t *stop;                      /* somebody may set it */
     uint64_t extent_count;

@@ -25,7 +25,7 @@ from tests.cpu.build.test_weights import SMOLLM2
 LIMITS = (512, 32, 8192)
 
 
-def _lowered(tp: int, activations: str = "bf16", kv: str = "bf16") -> tuple[Any, list[Any], Shape]:
+def lowered(tp: int, activations: str = "bf16", kv: str = "bf16") -> tuple[Any, list[Any], Shape]:
     checkpoint: Any = SimpleNamespace(config=SMOLLM2, quantization=None, name="smollm2")
     storage = Storage("fp8", "int8", activations, kv)
     program = llama.program(checkpoint, storage)
@@ -34,7 +34,7 @@ def _lowered(tp: int, activations: str = "bf16", kv: str = "bf16") -> tuple[Any,
 
 
 def _plans(tp: int, **modes: str) -> CpuPlans:
-    program, tensors, shape = _lowered(tp, **modes)
+    program, tensors, shape = lowered(tp, **modes)
     return make_plans(program, tensors, blob_size(tensors), shape)
 
 
@@ -71,7 +71,7 @@ def test_every_relocation_lies_within_its_region(tp: int, modes: dict[str, str])
 
 @pytest.mark.parametrize("tokens", [1, 512])
 def test_values_that_live_together_share_no_bytes(tokens: int) -> None:
-    program, tensors, shape = _lowered(3)
+    program, tensors, shape = lowered(3)
     table = {tensor.name: tensor for tensor in tensors}
     drafts = Lowering(program, table, shape, Bucket(tokens, 1)).forward()
     offsets, total = allocate(drafts)
@@ -84,7 +84,7 @@ def test_values_that_live_together_share_no_bytes(tokens: int) -> None:
 
 
 def test_scratch_is_reused() -> None:
-    program, tensors, shape = _lowered(1)
+    program, tensors, shape = lowered(1)
     drafts = Lowering(program, {t.name: t for t in tensors}, shape, Bucket(512, 32)).forward()
     _, total = allocate(drafts)
     assert total < sum(_sizes(drafts).values())
@@ -105,7 +105,7 @@ def test_buckets_are_powers_of_two_with_few_or_all_requests() -> None:
 
 
 def test_layers_are_laid_out_alike() -> None:
-    _, tensors, _ = _lowered(1)
+    _, tensors, _ = lowered(1)
     by_name = {tensor.name: tensor for tensor in tensors}
     strides = {
         by_name[f"layers.{layer + 1}.{name}"].offset - by_name[f"layers.{layer}.{name}"].offset

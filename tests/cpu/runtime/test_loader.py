@@ -148,16 +148,18 @@ def test_a_file_that_is_too_short_is_refused_before_anything_is_read(tmp_path: P
     assert set(memory.content()) == {0xAA}
 
 
-def test_a_failed_read_names_file_offset_and_reason(tmp_path: Path) -> None:
+@pytest.mark.parametrize("direct", [False, True])
+def test_a_failed_read_names_file_offset_and_reason(tmp_path: Path, direct: bool) -> None:
     """The destination's third slot is no memory: the kernel refuses to write there, wherever the file comes from."""
     memory = HostMemory(4 * SLOT)
     destination = memory.destination
     hole = destination.address + 2 * SLOT
+    settings = ReadSettings(threads=2, slot_bytes=SLOT, direct=direct)
     with make_weights(tmp_path / "blob", 4 * SLOT) as weights:
         assert ctypes.CDLL(None).munmap(ctypes.c_void_p(hole), ctypes.c_size_t(SLOT)) == 0
         try:
             with pytest.raises(StoreError) as caught:
-                load([weights.file], [destination], settings=ReadSettings(threads=2, slot_bytes=SLOT))
+                load([weights.file], [destination], settings=settings)
         finally:
             refill(hole, SLOT)
     assert caught.value.message == (
@@ -204,6 +206,20 @@ def test_settings_without_substance_are_refused(threads: int, slot_bytes: int, s
 
 
 # Which way
+
+
+@pytest.mark.parametrize("size", [SLOT, 7 * SLOT + 5 * PAGE + 17])
+def test_all_but_an_unaligned_end_is_read_directly(tmp_path: Path, size: int) -> None:
+    with make_weights(tmp_path / "blob", size) as weights:
+        try:
+            os.close(os.open(weights.file.name, os.O_RDONLY | os.O_DIRECT))
+        except OSError as error:
+            pytest.skip(f"{tmp_path} has no O_DIRECT: {error.strerror}")
+        memory = HostMemory(size)
+        settings = ReadSettings(threads=2, slot_bytes=SLOT, direct=True)
+        report = load([weights.file], [memory.destination], settings=settings)
+    assert memory.content() == weights.content
+    assert report.direct_bytes == size - size % PAGE
 
 
 def test_a_file_system_that_refuses_to_open_directly_is_read_through_the_page_cache(

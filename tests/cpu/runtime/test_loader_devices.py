@@ -120,11 +120,15 @@ def test_every_byte_arrives_through_the_ring(
 
 
 def test_the_ring_is_all_the_pinned_memory(tmp_path: Path, driver: SlowLibrary) -> None:
-    ctypes.c_uint64.in_dll(driver.library, "slow_pinned_most").value = 0
-    memory = DeviceMemory(driver, SIZE)
-    with make_weights(tmp_path / "blob", SIZE) as weights:
-        load([weights.file], [memory.destination], settings=ReadSettings(threads=3, slot_bytes=SLOT, slots=2))
-    assert driver.get("slow_pinned_most") == 3 * 2 * SLOT
+    """Devices share the readers out, but each has one."""
+    for threads, devices, readers in ((3, 1, 3), (5, 2, 6), (1, 3, 3)):
+        ctypes.c_uint64.in_dll(driver.library, "slow_pinned_most").value = 0
+        memories = [DeviceMemory(driver, SIZE, ordinal) for ordinal in range(devices)]
+        destinations = [memory.destination for memory in memories]
+        with make_weights(tmp_path / "blob", SIZE) as weights:
+            settings = ReadSettings(threads=threads, slot_bytes=SLOT, slots=2)
+            load([weights.file] * devices, destinations, settings=settings)
+        assert driver.get("slow_pinned_most") == readers * 2 * SLOT
 
 
 def test_ranks_on_several_devices_and_one_device_with_two(tmp_path: Path, driver: SlowLibrary) -> None:

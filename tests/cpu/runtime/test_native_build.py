@@ -63,10 +63,11 @@ def test_every_declared_function_is_bound(built: Path) -> None:
 
 
 def test_no_undefined_behaviour(script: ModuleType, tmp_path: Path) -> None:
-    """The executor's tests again, on a library that traps on undefined behaviour."""
+    """The tests of C again, on a library that traps on undefined behaviour."""
     library = tmp_path / "libpaiton_host.so"
     script.build(library, extra_flags=("-fsanitize=undefined", "-fsanitize-trap=undefined"))
-    tests = [str(Path(__file__).with_name(name)) for name in ("test_executor.py", "test_program.py")]
+    names = ("test_executor.py", "test_loader.py", "test_loader_devices.py", "test_program.py")
+    tests = [str(Path(__file__).with_name(name)) for name in names]
     environment = {**os.environ, "PAITON_HOST_LIBRARY": str(library), "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)

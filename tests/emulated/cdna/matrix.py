@@ -30,6 +30,9 @@ _SHAPES: Final = {(32, 32, 1): 16, (16, 16, 1): 4, (4, 4, 16): 4}
 _ELEMENTS: Final = {"i8": 4, "fp8": 4, "bf8": 4, "f16": 2, "bf16": 2, "f32": 1, "xf32": 1, "fp4": 8}
 """Elements in one register."""
 
+_E8M0: Final = np.append(np.exp2(np.arange(255.0) - 127), np.nan)
+"""Values of the scales' codes (OCP Microscaling Formats 1.0)."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
@@ -201,8 +204,8 @@ def _scale_readers(instruction: Instruction, shape: _Shape, operands: list[Opera
 
 def _scale_reader(bits: Reader, shape: _Shape, byte: int) -> Reader:
     def read(waves: Waves) -> Array:
-        exponents = ((waves.spread(bits(waves)) >> _U32(8 * byte)) & _U32(255)).astype(np.float64) - 127
-        lanes = np.exp2(exponents).reshape(waves.count, shape.groups, shape.rows).transpose(0, 2, 1)
+        codes = (waves.spread(bits(waves)) >> _U32(8 * byte)) & _U32(255)
+        lanes = _E8M0.take(codes).reshape(waves.count, shape.groups, shape.rows).transpose(0, 2, 1)
         return np.repeat(lanes, shape.per_lane, axis=2)[:, None]
 
     return read

@@ -86,8 +86,8 @@ class SmallFloat:
         over = (code > self.largest) | np.isinf(exact)
         beyond = {"ieee": self.largest + 1, "finite": self.largest}.get(self.special, self.nan)
         code = np.where(over, np.where(saturate, self.largest, beyond), code)
-        keeps_sign = np.signbit(exact) & ((code != 0) | (self.special != "fnuz")) & (code != self.nan)
-        code = np.where(keeps_sign, code | self.sign, code)
+        unsigned = ((code == 0) | (code == self.nan)) & (self.special == "fnuz")
+        code = np.where(np.signbit(exact) & ~unsigned, code | self.sign, code)
         return np.where(np.isnan(exact), self.nan, code).astype(np.uint32)
 
 

@@ -81,11 +81,7 @@ class Operand:
 
 @lru_cache(maxsize=1 << 14)
 def parse_operand(text: str) -> Operand:
-    """Parses one operand.
-
-    Raises:
-        EmulationError: never; what is not understood becomes a ``symbol``.
-    """
+    """Parses one operand; what is not understood becomes a ``symbol``, which no reader accepts."""
     negate = absolute = sign_extend = False
     bare = text
     if _NEGATED.match(bare):

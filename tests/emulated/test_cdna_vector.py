@@ -106,7 +106,7 @@ INTEGER: dict[str, Callable[..., int]] = {
     "v_perm_b32 v10, v1, v2, v3": bytes_of,
     "v_sad_u32 v10, v1, v2, v3": lambda a, b, c: abs(a - b) + c,
     "v_max_i32_e32 v10, v1, v2": lambda a, b: max(s(a), s(b)),
-    "v_min_u32_e32 v10, v1, v2": lambda a, b: min(a, b),
+    "v_min_u32_e32 v10, v1, v2": lambda a, b: -max(-a, -b),
     "v_max3_i32 v10, v1, v2, v3": lambda a, b, c: max(s(a), s(b), s(c)),
     "v_med3_i32 v10, v1, v2, v3": lambda a, b, c: median(s(a), s(b), s(c)),
     "v_med3_u32 v10, v1, v2, v3": median,

@@ -106,10 +106,17 @@ def chunk_grid(values: Mapping[str, Constant], step: Step, _profile: Profile) ->
     return step.requests, chunk_count(int(values["VOCAB"])), 1
 
 
-def chunk_space(constants: Mapping[str, Constant], _step: Step, _profile: Profile) -> tuple[Config, ...]:
-    """Configurations of launches with a block for each chunk: the chunk's size is fixed, so only warps are left."""
-    warps = (8, 16) if chunk_tokens(int(constants["VOCAB"])) > 1024 else (4, 8)
-    return tuple(Config.of(count, 1) for count in warps)
+def chunk_space(*warps: int) -> Callable[[Mapping[str, Constant], Step, Profile], tuple[Config, ...]]:
+    """Returns the `space` of a launch with a block for each chunk: chunks have a fixed size, so warps are all it has.
+
+    Args:
+        warps: to choose from for real vocabularies; those of tests have small chunks.
+    """
+
+    def space(constants: Mapping[str, Constant], _step: Step, _profile: Profile) -> tuple[Config, ...]:
+        return tuple(Config.of(count, 1) for count in (warps if chunk_tokens(int(constants["VOCAB"])) > 1024 else (4,)))
+
+    return space
 
 
 def check_vocabulary(values: Mapping[str, Constant], _target: Target) -> str:

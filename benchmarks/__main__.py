@@ -10,8 +10,10 @@ NAMES = {
     "decode": "tokens per second of one stream, beside transformers",
     "numerics": "perplexity and top-1 agreement on a text, beside transformers",
     "build_memory": "anonymous memory of a build of a 6 GB checkpoint",
+    "graphs": "our own time of making graphs of plans, on a driver that runs nothing",
     "load": "gigabytes per second of weights into memory, beside plain pread loops",
     "cpu_kernels": "bandwidth and flops of single kernels",
+    "gpu_code": "resources and predicted times of GPU kernels, from their code: docs/gpu-kernels.md",
     "gpu_kernels": "likewise on this machine's GPU, beside a copy and PyTorch",
 }
 

@@ -113,7 +113,7 @@ def _write(
     lowered = result.lowered
     with result.stage("compile"):
         code = _write_code(writer, lowered, options, progress)
-        result.gpus = _build_gpus(lowered, options, progress)
+        result.gpus = build_gpus(lowered, options, progress)
         code += tuple(_write_archive(writer, gpu) for gpu in result.gpus)
     with result.stage("convert"):
         blobs = _write_blobs(writer, checkpoint, lowered, options.tp, progress)
@@ -152,7 +152,8 @@ def _write_code(
     return tuple(objects)
 
 
-def _build_gpus(lowered: Lowered, options: BuildOptions, progress: Progress) -> tuple[GpuTarget, ...]:
+def build_gpus(lowered: Lowered, options: BuildOptions, progress: Progress) -> tuple[GpuTarget, ...]:
+    """Returns what a bundle holds for the GPU targets that were asked for: see `targets.gpu.build.build_targets`."""
     if not options.targets:
         return ()
     from paiton_aot.targets.gpu.build import build_targets  # noqa: PLC0415  (needs triton)

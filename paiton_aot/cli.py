@@ -47,7 +47,8 @@ def _run(argv: list[str]) -> int:
 
         return run_main(argv)
     if word == "tune":
-        return _with_extra("gpu", lambda: importlib.import_module("paiton_aot.tune_command")).tune_command(argv[1:])
+        tune = _with_extra("gpu", lambda: importlib.import_module("paiton_aot.tune_command"))
+        return int(tune.tune_command(argv[1:]))
     args = _parser().parse_args(argv[1:] if word == "plan" else argv)
     if not (args.plan_only or word == "plan") and args.output is None:
         raise UsageError("no output was named", hint="add -o BUNDLE")
@@ -57,7 +58,7 @@ def _run(argv: list[str]) -> int:
     if options.targets:
         _with_extra("gpu", lambda: importlib.import_module("paiton_aot.targets.gpu.build"))
     if args.plan_only or word == "plan":
-        plan = report.plan(args.model, options)
+        plan = report.plan(args.model, options, show=not args.quiet)
         print(json.dumps(plan.as_json(), indent=2) if args.json else plan.as_text())
         return 0
     result = build.build(args.model, args.output, options, force=args.force, show=not args.quiet)
@@ -123,7 +124,9 @@ def _options(args: argparse.Namespace) -> BuildOptions:
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="paiton-build",
-        usage="paiton-build [plan] MODEL -o BUNDLE [options]\n       paiton-build tune MODEL --target TARGET -o TABLE\n       paiton-build verify BUNDLE",
+        usage="paiton-build [plan] MODEL -o BUNDLE [options]\n"
+        "       paiton-build tune MODEL --target TARGET -o TABLE\n"
+        "       paiton-build verify BUNDLE",
         description="Turns a checkpoint into a bundle that paiton-run boots without compiling or profiling anything.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

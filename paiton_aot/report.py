@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from paiton_aot.build import BuildResult, check_tensors, kernel_symbols
+from paiton_aot.build import BuildResult, build_gpus, check_tensors, kernel_symbols
 from paiton_aot.checkpoint import open_checkpoint
 from paiton_aot.lower import Lowered, lower
 from paiton_aot.options import BuildOptions
+from paiton_aot.progress import Progress
+from paiton_artifacts.schema import MemoryPlan
+
+if TYPE_CHECKING:
+    from paiton_aot.targets.gpu.build import GpuTarget
 
 MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class PlanReport:
-    """Sizes and kernels of a build, known from headers alone."""
+    """Sizes and kernels of a build, known from headers alone; kernels of GPU targets are compiled for it."""
 
     lowered: Lowered
     tp: int
+    gpus: Sequence[GpuTarget] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Returns the report as plain data; sizes in bytes."""
@@ -38,17 +46,10 @@ class PlanReport:
             "blob_bytes_per_rank": self.lowered.blob_bytes,
             "blob_bytes": self.lowered.blob_bytes * self.tp,
             "tensor_bytes_per_rank": {d: sum(t.size for t in tensors if t.dtype == d) for d in dtypes},
-            "memory_per_rank": {
-                "weights": memory.weights_bytes,
-                "io": memory.io_bytes,
-                "scratch": memory.scratch_bytes,
-                "scratch_per_thread": memory.worker_scratch_bytes,
-                "comm": memory.comm_bytes,
-                "kv_per_token": memory.kv_block_bytes // memory.kv_block_tokens,
-                "kv_of_one_full_context": memory.max_blocks_per_request * memory.kv_block_bytes,
-            },
+            "memory_per_rank": _memory(memory),
             "plans": len(self.lowered.cpu.plans),
             "kernels": list(kernel_symbols(self.lowered)),
+            "gpus": [_gpu(gpu) for gpu in self.gpus],
         }
 
     def as_text(self) -> str:
@@ -66,11 +67,52 @@ class PlanReport:
         ]
         lines = [f"{name:16} {value}" for name, value in rows]
         symbols = kernel_symbols(self.lowered)
-        return "\n".join([*lines, f"{'kernels':16} {len(symbols)}", *(f"  {symbol}" for symbol in symbols)])
+        lines += [f"{'kernels':16} {len(symbols)}", *(f"  {symbol}" for symbol in symbols)]
+        return "\n".join([*lines, *(line for gpu in self.gpus for line in _gpu_lines(gpu))])
 
 
-def plan(model: Path, options: BuildOptions) -> PlanReport:
-    """Returns what a build of `model` would write; reads headers only.
+def _memory(memory: MemoryPlan) -> dict[str, int]:
+    return {
+        "weights": memory.weights_bytes,
+        "io": memory.io_bytes,
+        "scratch": memory.scratch_bytes,
+        "scratch_per_thread": memory.worker_scratch_bytes,
+        "comm": memory.comm_bytes,
+        "kv_per_token": memory.kv_block_bytes // memory.kv_block_tokens,
+        "kv_of_one_full_context": memory.max_blocks_per_request * memory.kv_block_bytes,
+    }
+
+
+def _gpu(gpu: GpuTarget) -> dict[str, Any]:
+    return {
+        "target": gpu.target.name,
+        "code_bytes": len(gpu.code),
+        "plans": len(gpu.plans),
+        "profiles": {memory.profile: _memory(memory) for memory in gpu.memory},
+        "kernels": {kernel.symbol: kernel.tuning for kernel in gpu.table.kernels},
+    }
+
+
+def _gpu_lines(gpu: GpuTarget) -> list[str]:
+    sources = Counter(kernel.tuning for kernel in gpu.table.kernels)
+    chosen = ", ".join(f"{count} {source}" for source, count in sorted(sources.items()))
+    lines = [f"{gpu.target.name:16} {len(gpu.table.kernels)} kernels ({chosen}), {_mib(len(gpu.code))}"]
+    for memory in gpu.memory:
+        plans = sum(plan.profile == memory.profile for plan in gpu.plans)
+        lines.append(
+            f"  {memory.profile:14} {plans} plans for tokens up to {memory.max_tokens}; scratch"
+            f" {_mib(memory.scratch_bytes)}, io {_mib(memory.io_bytes)}, comm {_mib(memory.comm_bytes)}"
+        )
+    return [*lines, *(f"  {kernel.symbol}" for kernel in gpu.table.kernels)]
+
+
+def plan(model: Path, options: BuildOptions, *, show: bool = False) -> PlanReport:
+    """Returns what a build of `model` would write; reads headers only, and compiles the kernels of GPU targets.
+
+    Args:
+        model: a Hugging Face directory or a GGUF file.
+        options: what to build.
+        show: draw progress bars on stderr.
 
     Raises:
         PaitonError: the build would be refused.
@@ -78,7 +120,7 @@ def plan(model: Path, options: BuildOptions) -> PlanReport:
     with open_checkpoint(model) as checkpoint:
         lowered = lower(checkpoint, options)
         check_tensors(checkpoint, lowered)
-        return PlanReport(lowered, options.tp)
+        return PlanReport(lowered, options.tp, build_gpus(lowered, options, Progress(show)))
 
 
 def built(result: BuildResult) -> dict[str, Any]:
@@ -90,8 +132,9 @@ def built(result: BuildResult) -> dict[str, Any]:
         "tp": len(result.lowered.tensors[0].parts[0].source_row),
         "bytes": result.bytes,
         "blob_bytes": result.lowered.blob_bytes,
-        "kernels": len(result.lowered.cpu.variants),
-        "plans": len(result.lowered.cpu.plans),
+        "kernels": len(result.lowered.cpu.variants) + sum(len(gpu.table.kernels) for gpu in result.gpus),
+        "plans": len(result.lowered.cpu.plans) + sum(len(gpu.plans) for gpu in result.gpus),
+        "targets": ["cpu", *(gpu.target.name for gpu in result.gpus)],
         "verified_levels": list(result.verified),
         "seconds": {name: round(seconds, 3) for name, seconds in result.seconds.items()},
     }

@@ -21,7 +21,8 @@
     │   ├── DigestMismatchError
     │   ├── FileSizeError
     │   ├── BoundsError
-    │   └── GoldenMismatchError
+    │   ├── GoldenMismatchError
+    │   └── CaptureMismatchError
     ├── StoreError                   5
     │   └── BundleNotFoundError
     ├── CheckpointError              6
@@ -143,6 +144,10 @@ class BoundsError(VerificationError):
 
 class GoldenMismatchError(VerificationError):
     """The booted model does not reproduce the recorded logits."""
+
+
+class CaptureMismatchError(VerificationError):
+    """What a driver captures from a stream, or makes of a plan, is not the plan."""
 
 
 class StoreError(PaitonError):

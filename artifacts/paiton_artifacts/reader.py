@@ -139,6 +139,15 @@ class Bundle:
             check_launches(plan, known)
         return plan
 
+    def plan_files(self, target: str, profile: str | None = None) -> list[PlanFile]:
+        """Returns the plans of a target, of its first profile where none is named, without reading them.
+
+        Raises:
+            UnsupportedTargetError: the bundle was not built for the target.
+        """
+        chosen = self.memory(target, profile).profile
+        return [entry for entry in self.manifest.plans if (entry.target, entry.profile) == (target, chosen)]
+
     def plans(self, target: str, profile: str | None = None) -> Iterator[tuple[PlanFile, Plan]]:
         """Yields every plan of a target, of its first profile where none is named, each as `load_plan` returns it.
 
@@ -146,11 +155,10 @@ class Bundle:
             UnsupportedTargetError: the bundle was not built for the target.
             VerificationError: as `load_plan`.
         """
-        chosen = self.memory(target, profile).profile
+        entries = self.plan_files(target, profile)
         kernels = self.kernels(target)
-        for entry in self.manifest.plans:
-            if (entry.target, entry.profile) == (target, chosen):
-                yield entry, self.load_plan(entry, kernels)
+        for entry in entries:
+            yield entry, self.load_plan(entry, kernels)
 
     def _symbols(self, target: str) -> frozenset[str]:
         """Returns the symbols that every level has: a plan must run on each of them."""

@@ -14,7 +14,7 @@ from threading import Thread
 from paiton_artifacts.errors import PlanError
 from paiton_artifacts.plan import Plan
 from paiton_artifacts.reader import Bundle, open_bundle
-from paiton_artifacts.schema import CodeObject, MemoryPlan
+from paiton_artifacts.schema import CodeObject, MemoryPlan, PlanFile
 from paiton_runtime.budget import Budget, available_memory, plan_budget
 from paiton_runtime.drivers.base import Driver
 from paiton_runtime.drivers.cpu import CpuDriver, team_size
@@ -189,7 +189,7 @@ def _prepare(
     return Model(manifest, memory, driver, families, level=code.level, ledger=ledger, kv_blocks=budget.kv_blocks)
 
 
-def require_families(plans: Sequence[Plan], target: str) -> None:
+def require_families(plans: Sequence[Plan] | Sequence[PlanFile], target: str) -> None:
     """Checks that a target has the plans that every step needs.
 
     Raises:

@@ -1,19 +1,22 @@
 """Boots a bundle on GPUs: arena, weights on their way, modules, KV cache, graphs; nothing compiled, nothing captured.
 
-The weights are copied by threads of the host library from the moment the arena exists, while modules are loaded and
-graphs are built. Everything is sized before anything is allocated: the memory plan says what the regions take, a stated
-reserve covers what the driver takes by itself, and the KV cache gets what is left. The ledger shows how the reserve
-compares with what the driver really took.
+The weights are copied by threads of the host library from the moment the arena exists, while plans are read, modules
+loaded and graphs built; the graphs in the order of their sizes, so that those of decoding are there first. Everything
+is sized before anything is allocated: the memory plan says what the regions take, a stated reserve covers what the
+driver takes by itself, and the KV cache gets what is left. The ledger shows how the reserve compares with what the
+driver really took.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from paiton_artifacts.errors import UnsupportedHostError
-from paiton_artifacts.plan import Plan
+from paiton_artifacts.kernel_table import Kernel
+from paiton_artifacts.plan import FAMILIES, Plan
 from paiton_artifacts.reader import Bundle
-from paiton_runtime.boot import BootOptions, WeightsLoad, build_families, check_goldens, require_families
+from paiton_artifacts.schema import PlanFile
+from paiton_runtime.boot import BootOptions, WeightsLoad, check_goldens, require_families
 from paiton_runtime.budget import DeviceMemory, plan_device_budget
 from paiton_runtime.drivers.device_library import DeviceLibrary
 from paiton_runtime.drivers.gpu import Executor, GpuDriver
@@ -57,7 +60,7 @@ def boot_on_devices(bundle: Bundle, choice: DeviceChoice, options: BootOptions, 
         free, total = driver.free_memory()
         available = DeviceMemory(free, total, options.gpu_memory_utilization)
         with ledger.stage("memory profiling") as row:
-            plans = [plan for _, plan in bundle.plans(memory.target, memory.profile)]
+            plans = bundle.plan_files(memory.target, memory.profile)
             require_families(plans, memory.target)
             reserve = UNPLANNED_BYTES + (GRAPH_BYTES * len(plans) if executor == "graph" else 0)
             budget = plan_device_budget(memory, manifest.model.max_model_len, options.kv_tokens, available, reserve)
@@ -114,15 +117,20 @@ def broken_graphs(library: DeviceLibrary) -> str:
 
 
 def _build(
-    bundle: Bundle, driver: GpuDriver, plans: Sequence[Plan], target: str, ledger: Ledger, left: int
+    bundle: Bundle, driver: GpuDriver, plans: Sequence[PlanFile], target: str, ledger: Ledger, left: int
 ) -> dict[str, Buckets]:
-    """Loads code and builds graphs; `left` is what the plan leaves of the device's memory."""
+    """Reads plans, loads code and builds graphs; `left` is what the plan leaves of the device's memory."""
     with ledger.stage("graph compilation") as row:
         (code,) = bundle.code_objects(target).values()
         archive = bundle.read_file(code.file)
         kernels = bundle.kernels(target)
         driver.load_kernels(archive, kernels)
-        families = build_families(plans, driver)
+        ordered = sorted(plans, key=lambda plan: (plan.tokens, plan.requests, FAMILIES.index(plan.family)))
+        families: dict[str, Buckets] = {}
+        for graph in driver.build_all(_read(bundle, ordered, kernels)):
+            family = families.setdefault(graph.plan.family, Buckets([], []))
+            family.sizes.append((graph.plan.tokens, graph.plan.requests))
+            family.graphs.append(graph)
         launches = sum(graph.launches for family in families.values() for graph in family.graphs)
         unplanned = max(0, left - driver.free_memory()[0])
         row.bytes = len(archive)
@@ -131,3 +139,8 @@ def _build(
             f" the driver took {unplanned / MIB:.0f} MiB"
         )
     return families
+
+
+def _read(bundle: Bundle, plans: Sequence[PlanFile], kernels: dict[str, Kernel]) -> Iterator[Plan]:
+    for entry in plans:
+        yield bundle.load_plan(entry, kernels)

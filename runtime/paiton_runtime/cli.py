@@ -23,6 +23,8 @@ _EPILOG = """examples:
 exit codes: 0 done, 1 internal error, 2 usage, 3 unsupported, 4 verification failed, 5 no bundle,
 7 out of memory, 130/143 interrupted"""
 
+_DEVICE_HELP = "GPU of each rank, counted among the visible ones"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
@@ -87,13 +89,28 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--profile", metavar="DEVICE", help="whose plan (default: the first that has it)")
     verify = commands.add_parser("verify", help="check every digest and every golden", allow_abbrev=False)
     _add_bundle(verify)
-    verify.add_argument("--json", action="store_true", help="print one JSON object")
-    verify.add_argument("--threads", type=_positive, metavar="N", help="threads of the process (default: processors)")
+    _add_verify(verify)
     return parser
 
 
 def _add_bundle(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory that paiton-build made")
+
+
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--target",
+        metavar="TARGET",
+        help="check goldens on this target, such as hip:gfx942 or cpu (default: all that this machine runs)",
+    )
+    parser.add_argument("--device", type=_ordinals, metavar="N[,N]", help=_DEVICE_HELP)
+    parser.add_argument(
+        "--check-capture",
+        action="store_true",
+        help="on GPUs: also compare what the driver captures of every plan with the graph that is made of it",
+    )
+    parser.add_argument("--threads", type=_positive, metavar="N", help="threads of the process (default: processors)")
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -116,9 +133,7 @@ def _add_boot(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--target", metavar="TARGET", help="such as hip:gfx942 (default: a GPU that bundle and machine have, else cpu)"
     )
-    group.add_argument(
-        "--device", type=_ordinals, metavar="N[,N]", help="GPU of each rank, counted among the visible ones"
-    )
+    group.add_argument("--device", type=_ordinals, metavar="N[,N]", help=_DEVICE_HELP)
     group.add_argument(
         "--executor",
         choices=("auto", "graph", "launch", "serial"),

@@ -6,20 +6,18 @@ import ctypes
 import errno
 import struct
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from paiton_artifacts.errors import OutOfMemoryError, PaitonError
 from paiton_artifacts.kernel_table import Kernel
-from paiton_artifacts.plan import Launch, Plan
+from paiton_artifacts.plan import Launch, LaunchFlag, Plan
 from paiton_runtime.drivers.template import pack_template
-from paiton_runtime.host import REGIONS, PlanRecords, library
+from paiton_runtime.host import REGIONS, DevicePlanRecords, PlanRecords, library
 
 BACKENDS = ("hip", "cuda")
 """In the order of `enum paiton_backend`."""
 
 _DEVICE_LAUNCH = struct.Struct("<8I")
 _pointer = ctypes.c_void_p
-_u32 = ctypes.c_uint32
 _u64 = ctypes.c_uint64
 
 
@@ -37,12 +35,39 @@ class LaunchRefusedError(Exception):
         self.index = index
 
 
-class DeviceProgram:
-    """A plan, unrolled and relocated for one rank.
+class DeviceTemplate:
+    """A plan packed for the host library, once for all ranks.
 
     Args:
         plan: one that was checked against the bundle and its kernels.
         kernels: of the plan's target, by symbol.
+
+    Attributes:
+        plan: the same.
+        symbols: every kernel that the plan launches, once.
+    """
+
+    def __init__(self, plan: Plan, kernels: Mapping[str, Kernel]) -> None:
+        self.plan = plan
+        self.symbols: tuple[str, ...] = tuple(
+            dict.fromkeys(launch.symbol for segment in plan.segments for launch in segment.launches)
+        )
+        packed = pack_template(plan, dict.fromkeys(self.symbols, 0))
+        launches, offsets = _pack_launches(plan, kernels, self.symbols)
+        plain = PlanRecords(
+            *(packed.segments, packed.launches, packed.relocations, packed.args), *packed.counts, len(packed.args)
+        )
+        # The structure keeps the bytes that it points to.
+        self.records = DevicePlanRecords(
+            plain, launches, struct.pack(f"<{len(offsets)}I", *offsets), len(offsets), len(self.symbols)
+        )
+
+
+class DeviceProgram:
+    """A plan, unrolled and relocated for one rank.
+
+    Args:
+        template: the plan.
         functions: the driver's function handle of each symbol, on this rank's device.
         bases: for each rank the addresses of its regions, in the order of `Region`.
         rank: which of them.
@@ -52,37 +77,21 @@ class DeviceProgram:
     """
 
     def __init__(
-        self,
-        plan: Plan,
-        kernels: Mapping[str, Kernel],
-        functions: Mapping[str, int],
-        bases: Sequence[Sequence[int]],
-        rank: int,
+        self, template: DeviceTemplate, functions: Mapping[str, int], bases: Sequence[Sequence[int]], rank: int
     ) -> None:
         self._handle: int | None = None
-        self._plan = plan
-        template = pack_template(plan, functions)
-        records = PlanRecords(
-            template.segments,
-            template.launches,
-            template.relocations,
-            template.args,
-            *template.counts,
-            len(template.args),
-        )
-        launches, offsets = _pack_launches(plan, kernels)
+        self._plan = template.plan
+        self._rank = rank
+        self._where = f"rank {rank} of {len(bases)}, " if len(bases) > 1 else ""
         if any(len(own) != REGIONS for own in bases):
             raise PaitonError(f"every rank has {REGIONS} region addresses")
-        flat = [address for own in bases for address in own]
+        handles = [functions[symbol] for symbol in template.symbols]
         handle = _pointer()
         status = library().paiton_device_program_create(
-            ctypes.byref(records),
-            launches,
-            offsets,
-            len(offsets),
-            (_u64 * len(flat))(*flat),
-            len(bases),
-            rank,
+            ctypes.byref(template.records),
+            struct.pack(f"<{len(handles)}Q", *handles),
+            struct.pack(f"<{REGIONS * len(bases)}Q", *(address for own in bases for address in own)),
+            *(len(bases), rank),
             ctypes.byref(handle),
         )
         if status == -errno.ENOMEM:
@@ -135,15 +144,19 @@ class DeviceProgram:
     def describe(self, index: int) -> str:
         """Returns where launch number `index` of the unrolled plan stands, for messages."""
         plan = self._plan
-        where = f"plan {plan.family}-t{plan.tokens}-r{plan.requests} of {plan.target}"
+        where = f"{self._where}plan {plan.family}-t{plan.tokens}-r{plan.requests} of {plan.target}"
         for segment in plan.segments:
-            unrolled = segment.repeat * len(segment.launches)
+            numbers = [n for n, launch in enumerate(segment.launches) if self._has(launch)]
+            unrolled = segment.repeat * len(numbers)
             if index < unrolled:
-                repeat, number = divmod(index, len(segment.launches))
-                launch = segment.launches[number]
-                return f"{where}: {launch.symbol}, launch {number} of repeat {repeat}, {_blocks(launch)}"
+                repeat, place = divmod(index, len(numbers))
+                launch = segment.launches[numbers[place]]
+                return f"{where}: {launch.symbol}, launch {numbers[place]} of repeat {repeat}, {_blocks(launch)}"
             index -= unrolled
         return where
+
+    def _has(self, launch: Launch) -> bool:
+        return not (launch.flags & LaunchFlag.RANK0_ONLY and self._rank)
 
     def close(self) -> None:
         """Frees it; no launch may be reading its arguments. Graphs made of it have copies."""
@@ -152,20 +165,21 @@ class DeviceProgram:
             self._handle = None
 
 
-def _pack_launches(plan: Plan, kernels: Mapping[str, Kernel]) -> tuple[bytes, Any]:
+def _pack_launches(plan: Plan, kernels: Mapping[str, Kernel], symbols: Sequence[str]) -> tuple[bytes, list[int]]:
     """Returns the records beside the template's launches, and the offsets of all their arguments."""
-    places: dict[str, tuple[int, int]] = {}  # of a kernel's arguments within `offsets`: first and count
+    functions = {symbol: number for number, symbol in enumerate(symbols)}
+    firsts: list[int] = []  # of each function's arguments within `offsets`
     offsets: list[int] = []
+    for symbol in symbols:
+        firsts.append(len(offsets))
+        offsets += [argument.offset for argument in kernels[symbol].arguments]
     records = bytearray()
     for segment in plan.segments:
         for launch in segment.launches:
-            kernel = kernels[launch.symbol]
-            if launch.symbol not in places:
-                places[launch.symbol] = (len(offsets), len(kernel.arguments))
-                offsets += [argument.offset for argument in kernel.arguments]
-            first, count = places[launch.symbol]
-            records += _DEVICE_LAUNCH.pack(*launch.grid, kernel.threads, kernel.shared_bytes, first, count, 0)
-    return bytes(records), (_u32 * len(offsets))(*offsets)
+            kernel, number = kernels[launch.symbol], functions[launch.symbol]
+            arguments = (firsts[number], len(kernel.arguments))
+            records += _DEVICE_LAUNCH.pack(*launch.grid, kernel.threads, kernel.shared_bytes, *arguments, number)
+    return bytes(records), offsets
 
 
 def _blocks(launch: Launch) -> str:

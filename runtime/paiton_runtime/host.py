@@ -39,6 +39,18 @@ class PlanRecords(ctypes.Structure):
     ]
 
 
+class DevicePlanRecords(ctypes.Structure):
+    """`struct paiton_device_plan` of paiton_host.h."""
+
+    _fields_ = [
+        ("plan", PlanRecords),
+        ("launches", ctypes.c_char_p),
+        ("offsets", ctypes.c_char_p),
+        ("offset_count", _u64),
+        ("function_count", _u64),
+    ]
+
+
 _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "paiton_abi": (_u32, []),
     "paiton_map_file": (ctypes.c_int, [ctypes.c_int, _u64, ctypes.POINTER(_pointer)]),
@@ -61,8 +73,8 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "paiton_device_program_create": (
         ctypes.c_int,
         [
-            *(ctypes.POINTER(PlanRecords), ctypes.c_char_p, ctypes.POINTER(_u32), _u64, ctypes.POINTER(_u64)),
-            *(_u32, _u32, ctypes.POINTER(_pointer)),
+            *(ctypes.POINTER(DevicePlanRecords), ctypes.c_char_p, ctypes.c_char_p, _u32, _u32),
+            ctypes.POINTER(_pointer),
         ],
     ),
     "paiton_device_program_destroy": (None, [_pointer]),

@@ -25,6 +25,7 @@ from paiton_artifacts.errors import (
     StoreError,
 )
 from paiton_artifacts.schema import Chunk
+from paiton_runtime.drivers.device_functions import address_of
 from paiton_runtime.drivers.device_library import DeviceLibrary
 from paiton_runtime.host import Stop, library
 from paiton_runtime.loader_records import (
@@ -383,6 +384,5 @@ def _copy_functions(devices: DeviceLibrary) -> CopyFunctions:
     hip = devices.backend == "hip"
     set_device = "set_device" if hip else "set_context"
     roles = set_device, "copy_to_device", "record_event", "query_event", "synchronise_stream"
-    symbols = (getattr(devices.library, devices.functions[role][0]) for role in roles)
-    addresses = (ctypes.cast(symbol, ctypes.c_void_p) for symbol in symbols)
-    return CopyFunctions(HIP if hip else CUDA, *addresses)
+    functions = (getattr(devices.library, devices.functions[role][0]) for role in roles)
+    return CopyFunctions(HIP if hip else CUDA, *map(address_of, functions))

@@ -133,6 +133,17 @@ class Model:
         """Positions that one request may have: the model's context, or the whole KV cache where that is smaller."""
         return min(self.manifest.model.max_model_len, self.kv_blocks * self.memory.kv_block_tokens)
 
+    @property
+    def driver(self) -> Driver:
+        """The devices that run it.
+
+        Raises:
+            PaitonError: the model is closed.
+        """
+        if self._driver is None:
+            raise PaitonError("the model is closed")
+        return self._driver
+
     def step(self, batch: Sequence[Chunk]) -> StepResult:
         """Runs one step.
 
@@ -143,23 +154,21 @@ class Model:
         Raises:
             UsageError: the batch exceeds a limit, or a token, position or block does not exist.
         """
-        if self._driver is None:
-            raise PaitonError("the model is closed")
+        driver = self.driver
         tokens, rows = self._fill(batch)
         requests = max(len(batch), rows)
         graphs = [self._forward.find(tokens, requests)]
         if rows:
             graphs.append(self._sample.find(0, rows))
-        self._driver.run(*graphs)
+        driver.run(*graphs)
         self.steps += 1
         sampled = self._io["sampled"][:rows].tolist()
         return StepResult(sampled, self._logits_row)
 
     def _logits_row(self, row: int) -> memoryview[Any]:
-        if self._driver is None:
-            raise PaitonError("the model is closed")
+        driver = self.driver
         first, count = row * self.memory.logits_stride, self.manifest.model.vocab_size
-        self._driver.fetch(Region.COMM, self.memory.logits_offset + 4 * first, 4 * count)
+        driver.fetch(Region.COMM, self.memory.logits_offset + 4 * first, 4 * count)
         return self._logits[first : first + count]
 
     def _fill(self, batch: Sequence[Chunk]) -> tuple[int, int]:

@@ -52,7 +52,8 @@ def test_fused_multiply_add_rounds_once() -> None:
 def test_fused_multiply_add_of_float64_rounds_once() -> None:
     a, b, c = np.float64(1 + 2.0**-30), np.float64(1 - 2.0**-30), np.float64(-1)
     assert fma64(np.array([a]), np.array([b]), np.array([c]))[0] == -(2.0**-60)
-    assert np.isnan(fma64(np.array([np.inf]), np.array([0.0]), np.array([1.0]))[0])
+    with np.errstate(invalid="ignore"):
+        assert np.isnan(fma64(np.array([np.inf]), np.array([0.0]), np.array([1.0]))[0])
 
 
 def test_division_is_correctly_rounded() -> None:
@@ -66,8 +67,9 @@ def test_division_is_correctly_rounded() -> None:
         found = run_lanes(DIVISION, [numerator, denominator])[0].view(np.float32)
         with np.errstate(all="ignore"):
             expected = numerator / denominator
-        normal = np.abs(expected) > 2.0**-120
+        normal = np.abs(expected) > 2.0**-126
         np.testing.assert_array_equal(found[normal], expected[normal])
+        np.testing.assert_allclose(found[~normal], expected[~normal], rtol=0, atol=2.0**-149)
 
 
 def test_division_of_what_is_special() -> None:

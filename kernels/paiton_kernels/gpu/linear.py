@@ -71,8 +71,8 @@ def _kernel(
         return
     tile_m, tile_n, split = place(program, tiles_m, TILES_N, SPLIT_K, GROUP_M, DIES)
 
-    # Rows and columns beyond the ends repeat a real one, so that loads need no mask: AMD's loads with a mask branch, one
-    # after the other. Offsets are seen not to be negative, which lets AMD's loads take 32 bits of them.
+    # Rows and columns beyond the ends repeat a real one, so that loads need no mask: masked ones are branches on AMD,
+    # each with a wait. Offsets are seen not to be negative, which lets AMD's loads take 32 bits of them.
     first_row, first_column = tile_m * BLOCK_M, tile_n * BLOCK_N
     PAIRED: tl.constexpr = EPILOGUE == "SILU" or EPILOGUE == "ROPE"
     HALF: tl.constexpr = HEAD_DIM // 2 if EPILOGUE == "ROPE" else N // 2

@@ -37,7 +37,7 @@ SILU_FP8: dict[str, Constant] = {"EPILOGUE": "SILU", "OUT": "FP8"}
 ROPE: dict[str, Constant] = {"EPILOGUE": "ROPE", "OUT": "BF16", "Q_HEADS": 3, "KV_HEADS": 1, "HEAD_DIM": 32}
 ROPE_FP8: dict[str, Constant] = {**ROPE, "KV": "FP8"}
 
-_DEFAULTS: dict[str, Constant] = {"ROWS": "TOKENS", "AMAX": 0, "Q_HEADS": 0, "KV_HEADS": 0, "HEAD_DIM": 0, "KV": "BF16"}
+DEFAULTS: dict[str, Constant] = {"ROWS": "TOKENS", "AMAX": 0, "Q_HEADS": 0, "KV_HEADS": 0, "HEAD_DIM": 0, "KV": "BF16"}
 _OUT_PADDING = 8
 """Elements between rows of STORE's output."""
 
@@ -161,11 +161,11 @@ def _rope(
     return expected, tolerance, {"block_table_stride": 4, "kv_block_stride": stride}
 
 
-def _case(
+def linear_case(
     target: Target, title: str, constants: Mapping[str, Constant], count: int, bucket: int, config: Config | None
 ) -> Case:
     """Returns a launch with `count` real rows in a bucket of `bucket`."""
-    full: dict[str, Constant] = {**_DEFAULTS, "ROW_STRIDE": constants["K"], **constants}
+    full: dict[str, Constant] = {**DEFAULTS, "ROW_STRIDE": constants["K"], **constants}
     inputs = _Inputs(full, count, bucket, seed=sum(map(ord, title)))
     logits = full["ROWS"] == "LOGITS"
     step = Step(3 * bucket, bucket) if logits else Step(bucket, 2)
@@ -196,7 +196,7 @@ def _case(
     return Case(title, full, step, inputs.arrays, scalars, expected, tolerance, (chosen,))
 
 
-def _config(
+def small_config(
     target: Target, m: int, n: int, k: int, *, split: int = 1, dies: int = 1, group: int = 1, warps: int = 2
 ) -> Config:
     """Returns a small configuration in the form that tuning chooses on a target."""
@@ -218,16 +218,20 @@ def cases(target: Target) -> Iterator[Case]:
     for number, ((mode, inputs), (epilogue, outputs)) in enumerate(itertools.product(modes.items(), epilogues.items())):
         shape: dict[str, Constant] = {"N": 160, "K": 192, **inputs, **outputs}
         if number % 2:  # 192 = 3 passes of 64, in two splits of 2 and 1; 5 of 8 tokens
-            yield _case(target, f"{mode}_{epilogue}_split", shape, 5, 8, _config(target, 16, 32, 64, split=2, dies=8))
+            yield linear_case(
+                target, f"{mode}_{epilogue}_split", shape, 5, 8, small_config(target, 16, 32, 64, split=2, dies=8)
+            )
         else:
-            yield _case(target, f"{mode}_{epilogue}", shape, 5, 8, None)
+            yield linear_case(target, f"{mode}_{epilogue}", shape, 5, 8, None)
     for mode, inputs in modes.items():
         # Row padding, a tail of K in the last split, columns beyond N, more tiles than one in both directions.
         ragged: dict[str, Constant] = {"N": 104, "K": 208, "ROW_STRIDE": 224, **inputs}
-        config = _config(target, 16, 32, 64, split=3, dies=3, group=2)
-        yield _case(target, f"{mode}_ragged_split", {**ragged, **STORE}, 35, 40, config)
-        yield _case(target, f"{mode}_ragged_silu", {**ragged, **SILU}, 35, 40, _config(target, 16, 64, 64, group=2))
-        yield _case(target, f"{mode}_logits", {**ragged, **LOGITS}, 3, 4, None)
+        config = small_config(target, 16, 32, 64, split=3, dies=3, group=2)
+        yield linear_case(target, f"{mode}_ragged_split", {**ragged, **STORE}, 35, 40, config)
+        yield linear_case(
+            target, f"{mode}_ragged_silu", {**ragged, **SILU}, 35, 40, small_config(target, 16, 64, 64, group=2)
+        )
+        yield linear_case(target, f"{mode}_logits", {**ragged, **LOGITS}, 3, 4, None)
     yield from _large_tiles(target)
 
 
@@ -237,10 +241,21 @@ def _large_tiles(target: Target) -> Iterator[Case]:
     heads: dict[str, Constant] = {**ROPE, "Q_HEADS": 1, "HEAD_DIM": 64}
     modes = {"bf16": BF16, **({"static": STATIC, "amax": AMAX} if target.fp8 else {})}
     for mode, inputs in modes.items():
-        large = _config(target, 64, 128, 128, group=2, warps=4)
-        yield _case(target, f"{mode}_large_add", {**wide, **inputs, **ADD}, 70, 80, large)
-        large = _config(target, 64, 128, 64, dies=8, warps=4)
-        yield _case(target, f"{mode}_large_silu", {**wide, **inputs, **SILU}, 70, 80, large)
-        yield _case(target, f"{mode}_large_rope", {**wide, **inputs, **heads}, 33, 40, _config(target, 32, 256, 64, warps=4))
-        yield _case(target, f"{mode}_one_row", {**wide, **inputs, **ADD}, 1, 1, _config(target, 16, 64, 128, split=2))
-    yield _case(target, "bf16_no_rows", {**wide, **BF16, **STORE}, 0, 4, _config(target, 16, 64, 128, split=2))
+        large = small_config(target, 64, 128, 128, group=2, warps=4)
+        yield linear_case(target, f"{mode}_large_add", {**wide, **inputs, **ADD}, 70, 80, large)
+        large = small_config(target, 64, 128, 64, dies=8, warps=4)
+        yield linear_case(target, f"{mode}_large_silu", {**wide, **inputs, **SILU}, 70, 80, large)
+        yield linear_case(
+            target,
+            f"{mode}_large_rope",
+            {**wide, **inputs, **heads},
+            33,
+            40,
+            small_config(target, 32, 256, 64, warps=4),
+        )
+        yield linear_case(
+            target, f"{mode}_one_row", {**wide, **inputs, **ADD}, 1, 1, small_config(target, 16, 64, 128, split=2)
+        )
+    yield linear_case(
+        target, "bf16_no_rows", {**wide, **BF16, **STORE}, 0, 4, small_config(target, 16, 64, 128, split=2)
+    )

@@ -12,6 +12,9 @@ ELEMENT_BYTES = {"FP8": 1, "INT8": 1, "BF16": 2, "FP32": 4}
 LOAD_BYTES = 16
 """Widest load of a lane: rows start at multiples of it."""
 
+_MOST_ROWS = 256
+"""Rows of weights in the largest tile."""
+
 _INPUTS = {("BF16", "NONE"), ("BF16", "AMAX"), ("FP8", "TENSOR"), ("FP8", "ROW")}
 _OUTPUTS = {("STORE", "FP32"), ("ADD", "FP32"), ("SILU", "BF16"), ("SILU", "FP8"), ("ROPE", "BF16")}
 
@@ -45,14 +48,17 @@ def check(values: Mapping[str, Constant], _target: Target) -> str:
         return f"K is {k}, not a multiple of {LOAD_BYTES}"
     if stride < k or stride * ELEMENT_BYTES[weight] % LOAD_BYTES:
         return f"ROW_STRIDE is {stride} {weight} elements, not at least K={k} and a multiple of {LOAD_BYTES} bytes"
+    apart = n // 2 if values["EPILOGUE"] == "SILU" else 0
+    if (apart + _MOST_ROWS) * stride >= 1 << 31:
+        return f"ROW_STRIDE is {stride} elements: a tile's rows are further apart than 32-bit offsets reach"
     if (values["A"], scale) not in _INPUTS:
         return f"A={values['A']} with A_SCALE={scale}"
     if scale != "NONE" and weight != "FP8":
         return f"A_SCALE={scale} with WEIGHT={weight}: the matrix instruction takes FP8 on both sides or on neither"
-    return _check_epilogue(values, n, stride)
+    return _check_epilogue(values, n)
 
 
-def _check_epilogue(values: Mapping[str, Constant], n: int, stride: int) -> str:
+def _check_epilogue(values: Mapping[str, Constant], n: int) -> str:
     epilogue, out = str(values["EPILOGUE"]), str(values["OUT"])
     if (epilogue, out) not in _OUTPUTS:
         return f"EPILOGUE={epilogue} with OUT={out}"
@@ -70,8 +76,6 @@ def _check_epilogue(values: Mapping[str, Constant], n: int, stride: int) -> str:
             return f"HEAD_DIM is {head_dim}, not a power of two of at least 32"
         if n != (q_heads + 2 * kv_heads) * head_dim:
             return f"N is {n}, not ({q_heads} + 2*{kv_heads}) heads of {head_dim}"
-    if epilogue == "SILU" and (n // 2 + 256) * stride >= 1 << 31:
-        return f"N/2 rows of {stride} elements: pairs are further apart than 32-bit offsets reach"
     return ""
 
 

@@ -10,15 +10,15 @@ Tiles that fit a target are ordered by a predicted time, in seconds, of a launch
     time    = latency + passes of a block * synchronisation + longest of the four + reduction
     reduction = 2 * latency + partial sums written and read / memory rate, where K is split
 
-So few rows get narrow tiles and split K, for bytes in flight on all units; many rows get large tiles, for reuse, as long
-as the units are evenly loaded. The figures are what is published about the devices; nothing here was measured.
+So few rows get narrow tiles and split K, for bytes in flight on all units; many rows get large tiles, for reuse, as
+long as the units are evenly loaded. The figures are what is published about the devices; nothing here was measured.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import triton
 
@@ -136,7 +136,8 @@ def _tiles(launch: _Launch) -> Iterator[_Tile]:
     """Yields the tiles that fit the launch and its target."""
     height = min(max(16, triton.next_power_of_2(launch.rows)), 256)
     width = min(max(32, triton.next_power_of_2(launch.n)), 256)
-    depth = min(max(64, triton.next_power_of_2(launch.k)), 512)
+    # Hopper's copies into shared memory take two registers for each 16 bytes of a thread's share.
+    depth = min(max(64, triton.next_power_of_2(launch.k)), 512 if launch.target.backend == "hip" else 256)
     for m in _powers(max(16, height // 4), height):
         for n in _powers(32, width):
             for k in _powers(64 if launch.bytes_a == 1 else 32, depth):
@@ -175,24 +176,28 @@ def _stages(launch: _Launch, m: int) -> tuple[int, ...]:
 
 
 def _registers(launch: _Launch, tile: _Tile) -> int:
-    """Returns an estimate of the registers of a thread: accumulators, operands on the way, addresses."""
-    threads = tile.warps * launch.target.warp_size
-    registers = tile.m * tile.n // threads
-    if launch.target.arch == "90" and launch.fp8:
-        registers *= 2  # the imprecise accumulators and those that they are added to
-    if launch.target.arch == "gfx942":  # a pass on its way to shared memory
-        registers += launch.pass_bytes(tile) // (4 * threads)
-    elif launch.target.arch == "gfx950":  # a pass on its way to the matrix instructions, of a 2 x warps / 2 arrangement
-        registers += (tile.m // 2 + 2 * tile.n // tile.warps) * tile.k * (1 if launch.fp8 else 2) // (4 * 64)
-    return registers + 40
+    """Returns an estimate of the registers of a thread: accumulators, a pass on its way, addresses."""
+    arch, threads = launch.target.arch, tile.warps * launch.target.warp_size
+    registers = tile.m * tile.n // threads + 40
+    if arch == "gfx942":  # from device memory to shared memory
+        return registers + launch.pass_bytes(tile) // (4 * threads)
+    if arch == "gfx950":  # from shared memory to the matrix instructions, of warps that are two high
+        return registers + (tile.m // 2 + 2 * tile.n // tile.warps) * tile.k * (1 if launch.fp8 else 2) // (4 * 64)
+    promoted = tile.m * tile.n // threads if arch == "90" and launch.fp8 else 0
+    return registers + promoted + launch.pass_bytes(tile) // (8 * threads)
+
+
+def _most_registers(launch: _Launch, tile: _Tile) -> int:
+    """Returns the registers that a thread can have by that estimate without spilling any."""
+    if launch.target.backend == "hip":
+        return 216 if tile.warps == 8 else 280  # of 256 and 512
+    return 204
 
 
 def _fits(launch: _Launch, tile: _Tile) -> bool:
     if launch.shared_bytes(tile) > launch.target.max_shared_bytes or launch.pass_bytes(tile) > 64 << 10:
         return False
-    if launch.target.backend == "hip":
-        return _registers(launch, tile) <= (216 if tile.warps == 8 else 280)
-    return _registers(launch, tile) <= 184
+    return _registers(launch, tile) <= _most_registers(launch, tile)
 
 
 def _seconds(launch: _Launch, tile: _Tile) -> float:
@@ -202,12 +207,15 @@ def _seconds(launch: _Launch, tile: _Tile) -> float:
     passes = -(-launch.k // (tile.k * tile.split))
     load = -(-blocks // units)
     imbalance = load * units / blocks
-    resident = max(1, min(
-        load,
-        profile.shared_per_unit // max(1, launch.shared_bytes(tile)),
-        profile.warps_per_unit // tile.warps,
-        profile.registers_per_unit // (_registers(launch, tile) * tile.warps * target.warp_size),
-    ))
+    resident = max(
+        1,
+        min(
+            load,
+            profile.shared_per_unit // max(1, launch.shared_bytes(tile)),
+            profile.warps_per_unit // tile.warps,
+            profile.registers_per_unit // (_registers(launch, tile) * tile.warps * target.warp_size),
+        ),
+    )
     in_flight = min(blocks, units * resident) * launch.pass_bytes(tile) * (tile.stages - 1)
     partial = 0 if tile.split == 1 else 8 * min(tile.m, launch.rows) * tile.n * blocks
     needed = work({**launch.constants, **_values(launch, tile)}, launch.step, profile)
@@ -222,7 +230,9 @@ def _seconds(launch: _Launch, tile: _Tile) -> float:
         blocks * passes * reads * tile.k / (_SHARED_RATE * units) * imbalance,
     )
     reduction = 2 * latency + partial / profile.memory_rate if tile.split > 1 else 0.0
-    return latency + passes * _SYNCHRONISATION * math.ceil(load / resident) + longest + reduction
+    # Close to the most, what is behind the loop decides whether registers are spilled.
+    caution = 1.15 if _registers(launch, tile) > 0.95 * _most_registers(launch, tile) else 1.0
+    return latency + passes * _SYNCHRONISATION * math.ceil(load / resident) + longest * caution + reduction
 
 
 def _values(launch: _Launch, tile: _Tile) -> dict[str, int]:

@@ -98,10 +98,14 @@ def chunked_scene(vocab: int = 5003) -> Scene:
         Row(temperature=4.0, top_p=0.8, min_p=0.01),
         Row(temperature=1.0, top_k=vocab // 2, top_logprobs=20),
         Row(temperature=1.5, top_k=600, top_p=0.99, repetition=2.0, frequency=0.5),
+        Row(temperature=1.0, top_k=300),
+        Row(temperature=1.0, top_p=0.6),
     )
     rows = [replace(row, seed=number, draw=_DRAW + number) for number, row in enumerate(parameters)]
     logits = _random_logits(len(rows), vocab)
     logits[4] = 1.0
+    logits[6:] = 1.0
+    logits[6:, -400::2] = 2.0  # behind the ties, which are used up in the first chunk
     scene = new_scene(f"chunks{vocab}", logits, rows)
     constrain(scene, 5, np.arange(100, vocab, 3))
     return scene

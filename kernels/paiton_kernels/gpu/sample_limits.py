@@ -127,8 +127,7 @@ def kept_by_limits(
             high = tl.where(enough, high, middle - 1)
         missing -= tl.sum(_mass_from(candidates, found, low + 1, best, scale, CHUNK, SLOTS, WIDTH))
         one = _mass_at(low, best, scale)
-        fewest = tl.maximum((missing + one - 1) // one, 1)
-        ties = tl.where(low == key, tl.minimum(ties, fewest), fewest)
+        ties = tl.maximum((missing + one - 1) // one, 1)
         key = low
     here = _number_from(candidates, found, key, CHUNK, SLOTS, WIDTH)
     here -= _number_from(candidates, found, key + 1, CHUNK, SLOTS, WIDTH)

@@ -85,7 +85,7 @@ def _process(
 
     best = tl.max(values)
     tl.store(chunk_largest + row * (2 * SLOTS) + SLOTS + chunk, best)
-    tl.store(chunk_best + row * SLOTS + chunk, tl.min(tl.where((values == best) & inside, token, VOCAB)))
+    tl.store(chunk_best + row * SLOTS + chunk, tl.min(tl.where(values == best, token, VOCAB)))
     if tl.load(temperature + row) > 0:
         tl.store(processed + row.to(tl.int64) * PADDED + token, values)
         if chunk == 0:

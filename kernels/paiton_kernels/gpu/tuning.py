@@ -260,7 +260,7 @@ class _Contest:
         """Returns an earlier result."""
         try:
             symbol, microseconds = json.loads(self._path(cache_dir).read_bytes())
-        except (OSError, ValueError):
+        except (OSError, ValueError, TypeError):
             return None
         found = [variant.config for variant in self.variants if variant.symbol == symbol]
         return Entry(found[0], "static ranking", float(microseconds)) if found else None
@@ -295,9 +295,10 @@ def record_table(
     target: Target,
     profile: Profile,
     cache_dir: Path,
+    candidates: int = 0,
     advance: Callable[[int], object] = lambda _count: None,
 ) -> TuningTable:
-    """Writes what the static ranking over the whole space chooses as a table, with those in `path` that it lacks.
+    """Writes what the static ranking chooses as a table; other entries that `path` has stay.
 
     Args:
         path: the table, `tuning_table.RECORDED / "<profile>.json"` for one that comes with the kernels.
@@ -305,11 +306,12 @@ def record_table(
         target: what the kernels are compiled for.
         profile: the device.
         cache_dir: where compiled kernels are kept.
+        candidates: how many configurations of a space to try, the most promising first; 0 is all.
         advance: called with the number of requests decided since the last call.
     """
     table = read_table(path, profile) if path.exists() else TuningTable(profile.name)
     several = [request for request in dict.fromkeys(requests) if len(request.space(profile)) > 1]
-    for request, entry in static_choices(several, target, profile, cache_dir):
+    for request, entry in static_choices(several, target, profile, cache_dir, candidates):
         table.entries[request.spec.family, request.shape, bucket_of(request, profile)[0]] = entry
         advance(1)
     table.write(path)

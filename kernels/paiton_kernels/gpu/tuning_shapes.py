@@ -28,6 +28,7 @@ class ModelShape:
         name: for people.
         hidden, intermediate, q_heads, kv_heads, head_dim: as usual, of the share.
         vocab: rows of the output head of the share.
+        ranks: how many such shares the model has.
         activations: "bf16", "fp8-static" or "fp8-dynamic".
         weights: storage of the linear layers: "FP8" or "BF16".
         kv: storage of the KV cache: "FP8" or "BF16".
@@ -43,13 +44,14 @@ class ModelShape:
     activations: str
     weights: str = "FP8"
     kv: str = "BF16"
+    ranks: int = 1
 
 
 MODELS = (
     ModelShape("SmolLM2-135M", 576, 1536, 9, 3, 64, 49152, "bf16"),
     ModelShape("SmolLM2-135M", 576, 1536, 9, 3, 64, 49152, "fp8-dynamic"),
     ModelShape("Llama-3.1-8B", 4096, 14336, 32, 8, 128, 128256, "fp8-dynamic"),
-    ModelShape("Llama-3.1-405B tp 8", 16384, 6656, 16, 1, 128, 16032, "fp8-static", kv="FP8"),
+    ModelShape("Llama-3.1-405B tp 8", 16384, 6656, 16, 1, 128, 16032, "fp8-static", kv="FP8", ranks=8),
 )
 """Models with FP8 weights, in every activation mode."""
 
@@ -102,7 +104,7 @@ def kernel_requests(model: ModelShape, step: Step) -> Iterator[Request]:
     yield _linear("BF16", model.vocab, model.hidden, "NONE", head, rows)
     for family in FAMILIES:
         if family.startswith("sample_"):
-            yield _request(family, {"VOCAB": model.vocab}, rows)
+            yield _request(family, {"VOCAB": model.vocab * model.ranks}, rows)
 
 
 def _modes(model: ModelShape, step: Step) -> tuple[str, str, dict[str, Constant]]:

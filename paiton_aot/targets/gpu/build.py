@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from paiton_kernels.gpu.tuning import choose
-
 from paiton_aot.lower import Lowered
 from paiton_aot.options import BuildOptions
 from paiton_aot.progress import Progress
@@ -20,6 +18,7 @@ from paiton_artifacts.schema import MemoryPlan
 from paiton_kernels.gpu.compile import COMPILER, CompiledKernel, compile_all
 from paiton_kernels.gpu.devices import DEFAULT_PROFILES, Profile, Target, profile_named, target_named
 from paiton_kernels.gpu.spec import GpuArg, GpuVariant
+from paiton_kernels.gpu.tuning import choose
 
 
 @dataclass(frozen=True, slots=True)

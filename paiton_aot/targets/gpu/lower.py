@@ -12,10 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from paiton_kernels.gpu.sample import SAMPLE_CHAIN, SAMPLE_SCRATCH
-from paiton_kernels.gpu.sample_history import HISTORY
-from paiton_kernels.gpu.schedule import SCHEDULE
-
 from paiton_aot.program import AllReduce, Attention, Embed, Linear, Op, Program, RmsNorm, RopeKvWrite, SiluMul
 from paiton_aot.targets.draft import Bucket, Comm, Io, Kv, Reference, Scratch, Weight
 from paiton_aot.targets.gpu.draft import GpuDraft
@@ -30,6 +26,9 @@ from paiton_kernels.gpu.linear import LINEAR
 from paiton_kernels.gpu.norm import NORM
 from paiton_kernels.gpu.quantize import QUANTIZE
 from paiton_kernels.gpu.rope_table import ROPE_TABLE
+from paiton_kernels.gpu.sample import SAMPLE_CHAIN, SAMPLE_SCRATCH
+from paiton_kernels.gpu.sample_history import HISTORY
+from paiton_kernels.gpu.schedule import SCHEDULE
 from paiton_kernels.gpu.spec import Constant, GpuKernelSpec, Step
 
 QUANTIZE_TOKENS = 64

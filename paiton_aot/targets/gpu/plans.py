@@ -6,9 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from paiton_kernels.gpu.schedule import SCHEDULE, schedule_config
-from paiton_kernels.gpu.tuning import Choice, Request
-
 from paiton_aot.program import Program
 from paiton_aot.targets.addresses import Addresses
 from paiton_aot.targets.draft import Bucket, Io, Reference, Scratch
@@ -25,7 +22,9 @@ from paiton_artifacts.plan import Access, Launch, Plan
 from paiton_artifacts.schema import MemoryPlan, Tensor
 from paiton_kernels.gpu.attention import ATTENTION
 from paiton_kernels.gpu.devices import Profile
+from paiton_kernels.gpu.schedule import SCHEDULE, schedule_config
 from paiton_kernels.gpu.spec import GpuVariant
+from paiton_kernels.gpu.tuning import Choice, Request
 from paiton_kernels.spec import KV_BLOCK_TOKENS
 
 MAX_TOKENS = 2048

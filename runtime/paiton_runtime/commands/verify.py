@@ -1,24 +1,27 @@
-"""`paiton-run verify`: every digest, and every golden on every level that this machine runs."""
+"""`paiton-run verify`: every digest, and every golden on every target and level that this machine runs."""
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
-from paiton_artifacts.errors import PaitonError, UnsupportedHostError
+from paiton_artifacts.errors import PaitonError, UnsupportedHostError, UsageError
 from paiton_artifacts.reader import Bundle, open_bundle
 from paiton_artifacts.verify import verify_files
 from paiton_runtime.boot import CPU, BootOptions, boot_bundle
 from paiton_runtime.goldens import check_golden
 from paiton_runtime.ledger import Ledger
 from paiton_runtime.levels import cpu_flags, runnable_levels
+from paiton_runtime.model import Model
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """The outcome for one thing: a file, or a golden on a level."""
+    """The outcome for one thing: a file, a golden on a level or target, a captured plan."""
 
     name: str
     error: PaitonError | None
@@ -28,22 +31,74 @@ class Check:
         return {"name": self.name, "ok": self.error is None, "error": self.error.message if self.error else None}
 
 
+@dataclass(frozen=True, slots=True)
+class Checks:
+    """All outcomes, in the order of the report."""
+
+    files: list[Check]
+    goldens: list[Check] = field(default_factory=list)
+    captures: list[Check] = field(default_factory=list)
+
+    def all(self) -> list[Check]:
+        """Returns them as one list."""
+        return self.files + self.goldens + self.captures
+
+    def failed(self) -> list[PaitonError]:
+        """Returns what went wrong."""
+        return [check.error for check in self.all() if check.error]
+
+
+def attempt(name: str, work: Callable[[], object]) -> Check:
+    """Returns how something ended, by its name."""
+    try:
+        work()
+    except PaitonError as error:
+        return Check(name, error)
+    return Check(name, None)
+
+
 def run(args: argparse.Namespace) -> int:
     """Prints one line, or one entry of the JSON object, per check; raises the first error at the end."""
     bundle = open_bundle(args.bundle)
-    files = [Check(check.path, check.error) for check in verify_files(bundle, _progress(), strict=False)]
-    # Code and plans that are not what was signed off are not run.
-    goldens = [] if any(check.error for check in files) else _check_levels(bundle, args.threads)
-    failed = [check.error for check in files + goldens if check.error]
+    checks = Checks([Check(check.path, check.error) for check in verify_files(bundle, _progress(), strict=False)])
+    if not checks.failed():  # code and plans that are not what was signed off are not run
+        _run_targets(bundle, args, checks)
+    failed = checks.failed()
     if args.json:
-        lists = {"files": [c.as_json() for c in files], "goldens": [c.as_json() for c in goldens]}
-        print(json.dumps({"bundle": str(args.bundle), "ok": not failed, **lists}, indent=2))
+        lists = {"files": checks.files, "goldens": checks.goldens, "captures": checks.captures}
+        found = {name: [check.as_json() for check in those] for name, those in lists.items()}
+        print(json.dumps({"bundle": str(args.bundle), "ok": not failed, **found}, indent=2))
     else:
-        for check in files + goldens:
+        for check in checks.all():
             print(f"{'FAILED' if check.error else 'ok':<7} {check.name}")
     if failed:
         raise failed[0]
     return 0
+
+
+def longest_golden(bundle: Bundle) -> int:
+    """Returns the tokens of KV cache that every golden fits in."""
+    return max((len(golden.prompt) + len(golden.steps) for golden in bundle.manifest.goldens), default=1)
+
+
+def _run_targets(bundle: Bundle, args: argparse.Namespace, checks: Checks) -> None:
+    """Runs the target that was asked for, or all that this machine has."""
+    if args.target is not None:
+        bundle.memory(args.target)  # says which targets there are
+    choice = None
+    if args.device is not None or any(memory.target != CPU for memory in bundle.manifest.memory):
+        from paiton_runtime.targets import choose_devices  # noqa: PLC0415  (the cpu does without)
+
+        choice = choose_devices(bundle, args.target, args.device)
+    if choice is None and args.check_capture:
+        what = "the target is cpu" if args.target == CPU else "none is here that the bundle was built for"
+        raise UsageError(f"--check-capture needs a GPU, but {what}", hint="name it with --target to learn more")
+    if choice is None or args.target is None:
+        checks.goldens.extend(_check_levels(bundle, args.threads))
+    if choice is not None:
+        from paiton_runtime.commands.verify_device import check_devices  # noqa: PLC0415
+
+        check_devices(bundle, choice, checks, capture=args.check_capture)
 
 
 def _check_levels(bundle: Bundle, threads: int | None) -> list[Check]:
@@ -55,18 +110,19 @@ def _check_levels(bundle: Bundle, threads: int | None) -> list[Check]:
 
 
 def _check_level(bundle: Bundle, level: str, threads: int | None) -> list[Check]:
-    goldens = bundle.manifest.goldens
-    tokens = max((len(golden.prompt) + len(golden.steps) for golden in goldens), default=1)
-    options = BootOptions(level=level, threads=threads, kv_tokens=tokens, golden_check=False)
-    checks = []
+    options = BootOptions(
+        level=level, threads=threads, kv_tokens=longest_golden(bundle), golden_check=False, target=CPU
+    )
     with boot_bundle(bundle, options, Ledger()) as model:
-        for index, golden in enumerate(goldens):
-            name = f"golden {index} on {CPU} {level}"
-            try:
-                check_golden(model, golden, name)
-                checks.append(Check(name, None))
-            except PaitonError as error:
-                checks.append(Check(name, error))
+        return check_all_goldens(model, f"{CPU} {level}")
+
+
+def check_all_goldens(model: Model, where: str) -> list[Check]:
+    """Reproduces every golden of a model's bundle; `where` says on what."""
+    checks = []
+    for index, golden in enumerate(model.manifest.goldens):
+        name = f"golden {index} on {where}"
+        checks.append(attempt(name, functools.partial(check_golden, model, golden, name)))
     return checks
 
 

@@ -13,10 +13,13 @@ from paiton_runtime.drivers.cuda_functions import (
     FUNCTIONS,
     MEMORY_DEVICE,
     MEMORY_HOST,
+    MEMORY_UNIFIED,
+    NODE_ATTRIBUTES,
     PLAIN_SHARED_BYTES,
     KernelNodeParams,
     Memcpy3D,
 )
+from paiton_runtime.drivers.device_graphs import KernelNode
 from paiton_runtime.drivers.device_launch import DeviceProperties, HostCopy, KernelLaunch
 from paiton_runtime.drivers.device_library import DeviceLibrary
 
@@ -30,6 +33,7 @@ class CudaLibrary(DeviceLibrary):
     install_hint = "install an NVIDIA driver of version 525 (CUDA 12) or later"
     sonames = ("libcuda.so.1", "libcuda.so")
     functions = FUNCTIONS
+    node_attributes = NODE_ATTRIBUTES
 
     def __init__(self) -> None:
         super().__init__()
@@ -135,6 +139,26 @@ class CudaLibrary(DeviceLibrary):
         context = ctypes.c_void_p()
         self._call("current_context", what, ctypes.byref(context))
         self._call("add_copy", what, *place, ctypes.byref(node), context)
+
+    def kernel_node(self, node: int) -> KernelNode:
+        """Returns the parameters of a kernel node."""
+        found = KernelNodeParams()
+        self._call("kernel_node", "reading the parameters of a kernel node", node, ctypes.byref(found))
+        return KernelNode(
+            function=found.func or 0,
+            grid=(found.gridDimX, found.gridDimY, found.gridDimZ),
+            block=(found.blockDimX, found.blockDimY, found.blockDimZ),
+            shared_bytes=found.sharedMemBytes,
+            pointers=found.kernelParams or 0,
+        )
+
+    def copy_node(self, node: int) -> HostCopy | None:
+        """Returns what a node copies, whichever of its addresses the driver calls unified."""
+        found = Memcpy3D()
+        self._call("copy_node", "reading the parameters of a copy node", node, ctypes.byref(found))
+        source = found.srcDevice if found.srcMemoryType == MEMORY_UNIFIED else found.srcHost or 0
+        destination, size = found.dstDevice + found.dstXInBytes, found.WidthInBytes * found.Height * found.Depth
+        return HostCopy(destination, source + found.srcXInBytes, size)
 
     def can_access_peer(self, ordinal: int, peer: int) -> bool:
         """Returns whether kernels of one device can reach the memory of another."""

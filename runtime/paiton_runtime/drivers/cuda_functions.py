@@ -29,9 +29,27 @@ ATTRIBUTES = {
 FUNCTION_MAX_DYNAMIC_SHARED_BYTES = 8
 MEMORY_HOST = 1
 MEMORY_DEVICE = 2
+MEMORY_UNIFIED = 4
 
 PLAIN_SHARED_BYTES = 48 << 10
 """What every kernel may use without asking."""
+
+
+NODE_ATTRIBUTES = {
+    "access policy window": (1, 28),
+    "cooperative": (2, 4),
+    "cluster dimension": (4, 12),
+    "cluster scheduling policy": (5, 4),
+    "priority": (8, 4),
+    "memory synchronisation domain map": (9, 2),
+    "memory synchronisation domain": (10, 4),
+    "preferred cluster dimension": (11, 12),
+    "device updatable": (13, 4),
+    "NVLink utilisation centric scheduling": (16, 4),
+}
+"""Attributes of kernel nodes: enumerator of `CUlaunchAttributeID`, and the bytes that its value has.
+
+Drivers refuse those that are newer than they are."""
 
 
 class KernelNodeParams(ctypes.Structure):
@@ -131,6 +149,15 @@ FUNCTIONS: Mapping[str, Signature] = {
         "cuGraphAddMemcpyNode",
         (_out, _handle, _out, _size, ctypes.POINTER(Memcpy3D), _handle),
     ),
+    "begin_capture": ("cuStreamBeginCapture_v2", (_handle, _int)),
+    "end_capture": ("cuStreamEndCapture", (_handle, _out)),
+    "graph_nodes": ("cuGraphGetNodes", (_handle, _out, _out_size)),
+    # The one with edge data came with CUDA 12.3; this one refuses to answer where there is any.
+    "graph_edges": ("cuGraphGetEdges", (_handle, _out, _out, _out_size)),
+    "node_type": ("cuGraphNodeGetType", (_handle, _out_int)),
+    "kernel_node": ("cuGraphKernelNodeGetParams_v2", (_handle, ctypes.POINTER(KernelNodeParams))),
+    "node_attribute": ("cuGraphKernelNodeGetAttribute", (_handle, _int, _handle)),
+    "copy_node": ("cuGraphMemcpyNodeGetParams", (_handle, ctypes.POINTER(Memcpy3D))),
     "instantiate_graph": ("cuGraphInstantiateWithFlags", (_out, _handle, ctypes.c_ulonglong)),
     "destroy_graph": ("cuGraphDestroy", (_handle,)),
     "upload_graph": ("cuGraphUpload", (_handle, _handle)),

@@ -14,12 +14,15 @@ Signature = tuple[str, tuple[Any, ...]]
 """Name of a C function that returns an error code, and its parameters' ctypes."""
 
 # Error codes that HIP and CUDA number alike.
+INVALID_VALUE = 1
 OUT_OF_MEMORY = 2
 NO_DEVICE = 100
 UNLOADABLE = {200: "invalid image", 209: "made for another architecture", 218: "invalid PTX", 222: "unsupported PTX"}
+LOSSY_QUERY = 402  # CUDA's alone
 NOT_FOUND = 500
 NOT_READY = 600
 PEER_ACCESS_ALREADY_ENABLED = 704
+NOT_SUPPORTED = 801
 FAULTS = frozenset({700, 702, 710, 714, 715, 716, 717, 718, 719})
 """Illegal address, timeout, assertion, and what else stops a kernel and takes its context with it."""
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import ctypes
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 from paiton_artifacts.errors import CodeObjectError, DeviceNotFoundError
 from paiton_runtime.drivers.device_functions import (
@@ -18,13 +19,16 @@ from paiton_runtime.drivers.device_functions import (
     NOT_READY,
     PEER_ACCESS_ALREADY_ENABLED,
     UNLOADABLE,
-    FunctionTable,
     address_of,
 )
+from paiton_runtime.drivers.device_graphs import GraphLibrary
 from paiton_runtime.drivers.device_launch import DeviceProperties, HostCopy, KernelLaunch
 
+Extend = Callable[[int, str, int, int], int]
+"""Continues a graph: see `DeviceLibrary.explicit_graph`."""
 
-class DeviceLibrary(FunctionTable):
+
+class DeviceLibrary(GraphLibrary):
     """A driver library, loaded but not initialised (see :class:`FunctionTable`)."""
 
     def __init__(self) -> None:
@@ -253,8 +257,14 @@ class DeviceLibrary(FunctionTable):
 
         return self.create_graph_of((), extend)
 
-    def create_graph_of(self, copies: Iterable[HostCopy], extend: Callable[[int, str, int, int], int]) -> int:
-        """Returns an executable graph of copies, continued by native code that adds kernel nodes itself.
+    def create_graph_of(self, copies: Iterable[HostCopy], extend: Extend) -> int:
+        """Returns an executable graph of copies and what `extend` adds to them; see `explicit_graph`."""
+        with self.explicit_graph(copies, extend) as graph:
+            return self._create("instantiate_graph", "instantiating a graph", graph, 0)
+
+    @contextmanager
+    def explicit_graph(self, copies: Iterable[HostCopy], extend: Extend) -> Iterator[int]:
+        """Yields a graph that is not executable yet: copies, continued by native code that adds kernel nodes itself.
 
         Args:
             copies: the first nodes.
@@ -267,7 +277,7 @@ class DeviceLibrary(FunctionTable):
             for copy in copies:
                 last = self._add(graph, copy, last, "adding a copy to a graph")
             extend(graph, self.backend, address_of(self._functions["add_kernel"]), last)
-            return self._create("instantiate_graph", "instantiating a graph", graph, 0)
+            yield graph
         finally:
             self._call("destroy_graph", "destroying a graph", graph)
 

@@ -1,30 +1,34 @@
 """The driver of GPU targets: an arena per rank on its device, modules, and plans as graphs or plain launches.
 
 Each rank has a thread of its own, which makes the rank's device current once and then does everything that concerns
-it: boot work of several devices runs side by side, and a step's launches do not wait for each other's. The host sees
-io through a mirror in pinned memory, whose input part is the first copy of every forward plan.
+it: boot work of several devices runs side by side, and a step's launches do not wait for each other's. Ranks reach
+each other's memory. The host sees io through a mirror in pinned memory, whose input part is the first copy of every
+forward plan.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 from paiton_artifacts.errors import DeviceFaultError, PaitonError
 from paiton_artifacts.kernel_table import Kernel
 from paiton_artifacts.layout import EXTENT_ALIGNMENT, Region, align_up
 from paiton_artifacts.plan import Plan
-from paiton_artifacts.schema import Chunk, IoField, MemoryPlan
+from paiton_artifacts.schema import Chunk, MemoryPlan
 from paiton_runtime.budget import RegionSizes
-from paiton_runtime.device_program import DeviceProgram, LaunchRefusedError
+from paiton_runtime.device_program import DeviceProgram, DeviceTemplate, LaunchRefusedError
 from paiton_runtime.drivers.base import Graph
 from paiton_runtime.drivers.device_launch import HostCopy
 from paiton_runtime.drivers.device_library import DeviceLibrary
+from paiton_runtime.drivers.host_mirror import HostMirror
+from paiton_runtime.drivers.peers import check_peers, enable_peers
+from paiton_runtime.drivers.rank_plan import RankPlan
+from paiton_runtime.drivers.rank_thread import RankThread, Work
 from paiton_runtime.host import Mapping as HostMapping
 from paiton_runtime.host import Stop
 from paiton_runtime.loader import DeviceDestination, FileLoad, load
@@ -32,20 +36,15 @@ from paiton_runtime.loader import DeviceDestination, FileLoad, load
 T = TypeVar("T")
 Executor = Literal["graph", "launch", "serial"]
 
-DEVICE_STATE = ("last_token", "finished", "token_counts", "semaphores")
-"""Io fields that only kernels touch; they come last, and the host's mirror ends before them."""
-
-RESULTS = ("sampled", "sampled_logprob", "sampled_rank", "top_tokens", "top_values")
-"""Io fields that are copied back after a sample plan; they lie side by side."""
-
-_IO_BYTES = {"i32": 4, "f32": 4, "u64": 8}
-
 
 @dataclass(slots=True)
 class _Rank:
-    """One rank: its device, its stream, and where its regions are."""
+    """One rank: its thread, its device, its stream, where its regions are, and what frees all that, on its thread."""
 
+    number: int
     ordinal: int
+    thread: RankThread
+    cleanup: ExitStack = field(default_factory=ExitStack)
     stream: int = 0
     bases: dict[Region, int] = field(default_factory=dict)
     functions: dict[str, int] = field(default_factory=dict)
@@ -53,12 +52,22 @@ class _Rank:
 
 @dataclass(slots=True)
 class DeviceGraph:
-    """A plan made ready on every rank."""
+    """A plan made ready on every rank.
+
+    Attributes:
+        plan: what it is made of.
+        template: likewise, packed.
+        programs: by rank. A graph has copies of its launches' arguments, so that the launches themselves are forgotten
+            until another executor asks for them.
+        graphs: executable graphs by rank; 0 where launches are plain.
+        launches: of rank 0.
+    """
 
     plan: Plan
-    programs: list[DeviceProgram]
-    graphs: list[int]  # executable graphs by rank; empty where launches are plain
-    launches: int
+    template: DeviceTemplate
+    programs: list[DeviceProgram | None]
+    graphs: list[int]
+    launches: int = 0
 
 
 class GpuDriver:
@@ -69,50 +78,46 @@ class GpuDriver:
         ordinals: the device of each rank.
         memory: the bundle's plan for the profile that these devices have.
         executor: "graph" replays graphs, "launch" launches every kernel of a step, "serial" waits for each of them.
+
+    Attributes:
+        executor: may be changed between steps to another that needs no graphs, or back.
+        built: every plan that was made ready, in this order.
     """
 
     def __init__(self, library: DeviceLibrary, ordinals: Sequence[int], memory: MemoryPlan, executor: Executor) -> None:
         self.library = library
         self.executor = executor
         self.memory = memory
+        self.built: list[DeviceGraph] = []
         self._fields = {io.name: io for io in memory.io}
-        self._ranks = [_Rank(ordinal) for ordinal in ordinals]
+        self._archive = b""
+        self._kernels: Mapping[str, Kernel] = {}
+        self._bases: list[list[int]] = []
         self._files: list[FileLoad] = []
         self._stop = Stop()
         self._cleanup = ExitStack()
-        self._threads = [
-            ThreadPoolExecutor(1, f"paiton-rank-{n}", library.set_device, (rank.ordinal,))
-            for n, rank in enumerate(self._ranks)
-        ]
+        self._ranks = [_Rank(n, ordinal, RankThread(f"paiton-rank-{n}")) for n, ordinal in enumerate(ordinals)]
         self._mirror: HostMirror | None = None
         self._logits: HostMapping | None = None
         try:
             self._on_every_rank(self._create_stream)
+            if len(ordinals) > 1:
+                check_peers(library, ordinals)
+                self._on_every_rank(lambda rank: enable_peers(library, rank.ordinal, ordinals))
         except BaseException:
             self.close()
             raise
 
     # Ranks
 
-    def _on_rank(self, number: int, work: Callable[[_Rank], T]) -> Future[T]:
-        return self._threads[number].submit(work, self._ranks[number])
-
     def _on_every_rank(self, work: Callable[[_Rank], T]) -> list[T]:
         """Runs `work` on all ranks at once; raises the first error after all have ended."""
-        futures = [self._on_rank(number, work) for number in range(len(self._ranks))]
-        errors = [error for future in futures if (error := future.exception()) is not None]
-        if errors:
-            raise errors[0]
-        return [future.result() for future in futures]
-
-    def _undo(self, rank: _Rank, release: Callable[[int], None], handle: int) -> None:
-        """Remembers how to free something, on the rank's own thread."""
-        number = self._ranks.index(rank)
-        self._cleanup.callback(lambda: self._on_rank(number, lambda _: release(handle)).result())
+        return _results([rank.thread.submit(partial(work, rank)) for rank in self._ranks])
 
     def _create_stream(self, rank: _Rank) -> None:
+        self.library.set_device(rank.ordinal)
         rank.stream = self.library.create_stream()
-        self._undo(rank, self.library.destroy_stream, rank.stream)
+        rank.cleanup.callback(self.library.destroy_stream, rank.stream)
 
     # Memory
 
@@ -134,14 +139,15 @@ class GpuDriver:
             # State in io starts as zeros: counters that kernels leave at zero, histories of requests.
             self.library.fill(rank.bases[Region.IO], 0, memory.io_bytes, rank.stream)
             self.library.synchronise_stream(rank.stream)
+            if rank.number == 0:  # pinning needs a thread that has chosen a device
+                self._mirror = HostMirror(self.library, self.memory)
+                rank.cleanup.callback(self._mirror.close)
 
         self._on_every_rank(allocate)
-        self._mirror = HostMirror(self.library, self.memory)
-        self._cleanup.callback(self._mirror.close)
 
     def _allocate(self, rank: _Rank, size: int, *, uncached: bool = False) -> int:
         address = self.library.allocate(max(size, 1), uncached=uncached)
-        self._undo(rank, self.library.free, address)
+        rank.cleanup.callback(self.library.free, address)
         return address
 
     def free_memory(self) -> tuple[int, int]:
@@ -155,6 +161,7 @@ class GpuDriver:
             rank.bases[Region.KV] = self._allocate(rank, sizes.kv)
 
         self._on_every_rank(allocate)
+        self._bases = [[rank.bases[region] for region in Region] for rank in self._ranks]
 
     # Weights
 
@@ -178,49 +185,74 @@ class GpuDriver:
     # Code
 
     def load_kernels(self, archive: bytes, kernels: Mapping[str, Kernel]) -> None:
-        """Loads every kernel's image as a module on every device.
+        """Takes the images of all kernels; each is loaded as a module with the first plan that launches it."""
+        self._archive, self._kernels = archive, kernels
 
-        Raises:
-            CodeObjectError: one does not load, or lacks its symbol.
-        """
-
-        def load_all(rank: _Rank) -> None:
-            for symbol, kernel in kernels.items():
-                image = archive[kernel.offset : kernel.offset + kernel.size]
-                module = self.library.load_module(symbol, image)
-                self._undo(rank, self.library.unload_module, module)
-                function = self.library.function(module, symbol)
-                self.library.allow_shared_bytes(function, kernel.shared_bytes)
-                rank.functions[symbol] = function
-
-        self._kernels = kernels
-        self._on_every_rank(load_all)
+    def _load(self, rank: _Rank, symbol: str) -> int:
+        """Loads a kernel's image as a module and returns its function."""
+        kernel = self._kernels[symbol]
+        module = self.library.load_module(symbol, self._archive[kernel.offset : kernel.offset + kernel.size])
+        rank.cleanup.callback(self.library.unload_module, module)
+        function = self.library.function(module, symbol)
+        self.library.allow_shared_bytes(function, kernel.shared_bytes)
+        return function
 
     def load_code(self, name: str, code: bytes, symbols: Collection[str]) -> None:
         """Refuses: a GPU target's code object is an archive (`load_kernels`)."""
         raise PaitonError(f"code object {name} of {len(symbols)} symbols and {len(code)} bytes is for another driver")
 
     def build(self, plan: Plan) -> Graph:
-        """Unrolls a plan for every rank, and makes graphs of it unless launches are plain."""
-        bases = [[rank.bases[region] for region in Region] for rank in self._ranks]
+        """Unrolls a plan for every rank, and makes graphs of it unless launches are plain; see `build_all`."""
+        return self.build_all([plan])[0]
 
-        def build(rank: _Rank) -> tuple[DeviceProgram, int]:
-            program = DeviceProgram(plan, self._kernels, rank.functions, bases, self._ranks.index(rank))
-            self._cleanup.callback(program.close)
-            graph = self._graph(program, plan, rank) if self.executor == "graph" else 0
-            return program, graph
+    def build_all(self, plans: Iterable[Plan]) -> list[DeviceGraph]:
+        """Makes plans ready on every rank, in this order; while ranks are busy, the next plan is taken.
 
-        made = self._on_every_rank(build)
-        graphs = [graph for _, graph in made] if self.executor == "graph" else []
-        return DeviceGraph(plan, [program for program, _ in made], graphs, made[0][0].launches)
+        Args:
+            plans: checked against the bundle and its kernels; an iterator that reads them is welcome.
+
+        Raises:
+            CodeObjectError: a kernel's image does not load, or lacks its symbol.
+        """
+        made: list[DeviceGraph] = []
+        works: list[Work[None]] = []
+        try:
+            for plan in plans:
+                none: list[DeviceProgram | None] = [None] * len(self._ranks)
+                made.append(DeviceGraph(plan, DeviceTemplate(plan, self._kernels), none, [0] * len(self._ranks)))
+                works += [rank.thread.submit(partial(self._build, rank, made[-1])) for rank in self._ranks]
+        finally:
+            _results(works)
+        self.built += made
+        return made
+
+    def _build(self, rank: _Rank, graph: DeviceGraph) -> None:
+        for symbol in graph.template.symbols:
+            if symbol not in rank.functions:
+                rank.functions[symbol] = self._load(rank, symbol)
+        program = self._program(rank, graph)
+        if rank.number == 0:
+            graph.launches = program.launches
+        if self.executor == "graph":
+            graph.graphs[rank.number] = self._graph(program, graph.plan, rank)
+            graph.programs[rank.number] = None
+            program.close()
+
+    def _program(self, rank: _Rank, graph: DeviceGraph) -> DeviceProgram:
+        """Returns a plan's launches on a rank, unrolled unless they already are."""
+        program = graph.programs[rank.number]
+        if program is None:
+            program = DeviceProgram(graph.template, rank.functions, self._bases, rank.number)
+            rank.cleanup.callback(program.close)
+            graph.programs[rank.number] = program
+        return program
 
     def _graph(self, program: DeviceProgram, plan: Plan, rank: _Rank) -> int:
-        copies = [self._input_copy(rank)] if plan.family == "forward" else []
         try:
-            graph = self.library.create_graph_of(copies, program.add_to)
+            graph = self.library.create_graph_of(self._copies(plan, rank), program.add_to)
         except LaunchRefusedError as refused:
             self._refuse(refused, program, "adding to a graph")
-        self._undo(rank, self.library.destroy_graph, graph)
+        rank.cleanup.callback(self.library.destroy_graph, graph)
         self.library.upload_graph(graph, rank.stream)
         return graph
 
@@ -249,25 +281,27 @@ class GpuDriver:
             raise DeviceFaultError(f"running plan {names}", fault.name, fault.code, hint=hint) from fault
 
     def _step(self, rank: _Rank, graphs: Sequence[DeviceGraph]) -> None:
-        number = self._ranks.index(rank)
         mirror, library = self._required_mirror(), self.library
         for offset, size in mirror.changed(self._fields["block_tables"]):
             self._copy_in(rank, offset, size)
         for graph in graphs:
-            if graph.graphs:
-                library.launch_graph(graph.graphs[number], rank.stream)
-                continue
-            if graph.plan.family == "forward":
-                self._copy_in(rank, 0, self.memory.io_input_bytes)
-            program = graph.programs[number]
-            try:
-                self._launch(program, rank)
-            except LaunchRefusedError as refused:
-                self._refuse(refused, program, "launching")
-        if number == 0 and any(graph.plan.family == "sample" for graph in graphs):
+            if self.executor == "graph":
+                library.launch_graph(graph.graphs[rank.number], rank.stream)
+            else:
+                self._launch_plan(graph, rank)
+        if rank.number == 0 and any(graph.plan.family == "sample" for graph in graphs):
             offset, size = mirror.results
             library.copy_to_host(mirror.address + offset, rank.bases[Region.IO] + offset, size, rank.stream)
         library.synchronise_stream(rank.stream)
+
+    def _launch_plan(self, graph: DeviceGraph, rank: _Rank) -> None:
+        for copy in self._copies(graph.plan, rank):
+            self.library.copy_to_device(copy.destination, copy.source, copy.size, rank.stream)
+        program = self._program(rank, graph)
+        try:
+            self._launch(program, rank)
+        except LaunchRefusedError as refused:
+            self._refuse(refused, program, "launching")
 
     def _launch(self, program: DeviceProgram, rank: _Rank) -> None:
         launch, stream = self.library.launch_address, rank.stream
@@ -282,8 +316,11 @@ class GpuDriver:
                 hint = "the bundle is damaged, or this device or its driver is defective"
                 raise DeviceFaultError(program.describe(index), fault.name, fault.code, hint=hint) from fault
 
-    def _input_copy(self, rank: _Rank) -> HostCopy:
-        return HostCopy(rank.bases[Region.IO], self._required_mirror().address, self.memory.io_input_bytes)
+    def _copies(self, plan: Plan, rank: _Rank) -> list[HostCopy]:
+        """Returns what precedes a plan's kernels: the input part of io."""
+        if plan.family != "forward":
+            return []
+        return [HostCopy(rank.bases[Region.IO], self._required_mirror().address, self.memory.io_input_bytes)]
 
     def _copy_in(self, rank: _Rank, offset: int, size: int) -> None:
         mirror = self._required_mirror()
@@ -293,6 +330,26 @@ class GpuDriver:
         if self._mirror is None:
             raise PaitonError("the regions of a GPU driver are used before they are reserved")
         return self._mirror
+
+    def for_every_rank(self, graph: DeviceGraph, work: Callable[[RankPlan], T]) -> list[T]:
+        """Runs `work` for a plan on the thread of every rank, at once; raises the first error after all have ended."""
+
+        def view(rank: _Rank) -> T:
+            return work(
+                RankPlan(
+                    plan=graph.plan,
+                    rank=rank.number,
+                    library=self.library,
+                    stream=rank.stream,
+                    functions=rank.functions,
+                    kernels=self._kernels,
+                    copies=self._copies(graph.plan, rank),
+                    program=self._program(rank, graph),
+                    launch=lambda: self._launch_plan(graph, rank),
+                )
+            )
+
+        return self._on_every_rank(view)
 
     # What the host sees
 
@@ -317,50 +374,29 @@ class GpuDriver:
             self.library.copy_to_host(destination, rank.bases[region] + offset, size, rank.stream)
             self.library.synchronise_stream(rank.stream)
 
-        self._on_rank(0, copy).result()
+        self._ranks[0].thread.submit(partial(copy, self._ranks[0])).result()
 
     def close(self) -> None:
         """Waits for the devices and frees everything; views must no longer be used."""
-        try:
-            self._cleanup.close()
-        finally:
-            for thread in self._threads:
-                thread.shutdown()
+        with ExitStack() as stack:
+            stack.callback(self.library.close)
+            for rank in self._ranks:
+                stack.callback(rank.thread.close)
+            stack.callback(self._cleanup.close)
+            stack.callback(lambda: self._on_every_rank(lambda rank: rank.cleanup.close()))
+            # All of them first: what one frees, kernels of another may still reach.
+            stack.callback(lambda: self._on_every_rank(self._settle))
+
+    def _settle(self, rank: _Rank) -> None:
+        """Waits until nothing runs any more; a fault has been reported before."""
+        with suppress(DeviceFaultError):
+            if rank.stream:
+                self.library.synchronise_stream(rank.stream)
 
 
-class HostMirror:
-    """The host's side of io, in pinned memory: what it writes, and what is copied back to it.
-
-    Attributes:
-        address: of the pinned memory.
-        results: byte offset and size of the fields that a sample plan leaves.
-    """
-
-    def __init__(self, library: DeviceLibrary, memory: MemoryPlan) -> None:
-        fields = {io.name: io for io in memory.io}
-        self._size = min((fields[name].offset for name in DEVICE_STATE if name in fields), default=memory.io_bytes)
-        self._library = library
-        self.address = library.allocate_pinned(self._size)
-        ctypes.memset(self.address, 0, self._size)
-        ends = [fields[name].offset + _bytes(fields[name]) for name in RESULTS]
-        first = min(fields[name].offset for name in RESULTS)
-        self.results = first, max(ends) - first
-
-    def view(self, offset: int, size: int, letter: str) -> memoryview[Any]:
-        """Returns bytes as elements of a native struct letter; none for what the mirror does not hold."""
-        if offset + size > self._size:
-            return memoryview(b"").cast("B").cast(letter)  # type: ignore[call-overload,no-any-return]
-        array: Any = (ctypes.c_char * size).from_address(self.address + offset)
-        return memoryview(array).cast("B").cast(letter)  # type: ignore[call-overload,no-any-return]
-
-    def changed(self, io: IoField) -> list[tuple[int, int]]:
-        """Returns the byte ranges of a field that the next step must copy: all of it."""
-        return [(io.offset, _bytes(io))]
-
-    def close(self) -> None:
-        """Frees the memory; views must no longer be used."""
-        self._library.free_pinned(self.address)
-
-
-def _bytes(io: IoField) -> int:
-    return io.count * _IO_BYTES[io.dtype]
+def _results(works: Sequence[Work[T]]) -> list[T]:
+    """Waits for all works; returns what they returned, or raises the first error."""
+    errors = [error for work in works if (error := work.error()) is not None]
+    if errors:
+        raise errors[0]
+    return [work.result() for work in works]

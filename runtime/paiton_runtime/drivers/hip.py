@@ -7,12 +7,14 @@ import os
 import struct
 from collections.abc import Sequence
 
+from paiton_runtime.drivers.device_graphs import KernelNode
 from paiton_runtime.drivers.device_launch import DeviceProperties, HostCopy, KernelLaunch
 from paiton_runtime.drivers.device_library import DeviceLibrary
 from paiton_runtime.drivers.hip_functions import (
     DEVICE_MALLOC_UNCACHED,
     FUNCTIONS,
     MEMCPY_HOST_TO_DEVICE,
+    NODE_ATTRIBUTES,
     PROPERTIES,
     PROPERTIES_BYTES,
     Dim3,
@@ -29,6 +31,7 @@ class HipLibrary(DeviceLibrary):
     install_hint = "install ROCm 6 or later"
     sonames = ("libamdhip64.so.7", "libamdhip64.so.6", "libamdhip64.so")
     functions = FUNCTIONS
+    node_attributes = NODE_ATTRIBUTES
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,6 +95,24 @@ class HipLibrary(DeviceLibrary):
     def _add_copy(self, what: str, place: tuple[object, ...], copy: HostCopy) -> None:
         arguments = copy.destination, copy.source, copy.size, MEMCPY_HOST_TO_DEVICE
         self._call("add_copy", what, *place, *arguments)
+
+    def kernel_node(self, node: int) -> KernelNode:
+        """Returns the parameters of a kernel node."""
+        found = KernelNodeParams()
+        self._call("kernel_node", "reading the parameters of a kernel node", node, ctypes.byref(found))
+        grid, block = found.gridDim, found.blockDim
+        return KernelNode(
+            function=found.func or 0,
+            grid=(grid.x, grid.y, grid.z),
+            block=(block.x, block.y, block.z),
+            shared_bytes=found.sharedMemBytes,
+            pointers=found.kernelParams or 0,
+        )
+
+    def copy_node(self, node: int) -> HostCopy | None:
+        """Returns None: of a plain copy, hipGraphMemcpyNodeGetParams returns a struct that was never filled in."""
+        del node
+        return None
 
     def can_access_peer(self, ordinal: int, peer: int) -> bool:
         """Returns whether kernels of one device can reach the memory of another."""

@@ -33,6 +33,16 @@ PROPERTIES = {
 """Byte offset and struct letter of the fields that are read."""
 
 
+NODE_ATTRIBUTES = {
+    "access policy window": (1, 28),
+    "cooperative": (2, 4),
+    "priority": (8, 4),
+    "memory synchronisation domain map": (9, 2),
+    "memory synchronisation domain": (10, 4),
+}
+"""Attributes of kernel nodes: enumerator of `hipLaunchAttributeID`, and the bytes that its value has."""
+
+
 class Dim3(ctypes.Structure):
     """`dim3`."""
 
@@ -88,6 +98,13 @@ FUNCTIONS: Mapping[str, Signature] = {
         (_out, _handle, _out, _size, ctypes.POINTER(KernelNodeParams)),
     ),
     "add_copy": ("hipGraphAddMemcpyNode1D", (_out, _handle, _out, _size, _handle, _handle, _size, _int)),
+    "begin_capture": ("hipStreamBeginCapture", (_handle, _int)),
+    "end_capture": ("hipStreamEndCapture", (_handle, _out)),
+    "graph_nodes": ("hipGraphGetNodes", (_handle, _out, _out_size)),
+    "graph_edges": ("hipGraphGetEdges", (_handle, _out, _out, _out_size)),
+    "node_type": ("hipGraphNodeGetType", (_handle, _out_int)),
+    "kernel_node": ("hipGraphKernelNodeGetParams", (_handle, ctypes.POINTER(KernelNodeParams))),
+    "node_attribute": ("hipGraphKernelNodeGetAttribute", (_handle, _int, _handle)),
     "instantiate_graph": ("hipGraphInstantiateWithFlags", (_out, _handle, ctypes.c_ulonglong)),
     "destroy_graph": ("hipGraphDestroy", (_handle,)),
     "upload_graph": ("hipGraphUpload", (_handle, _handle)),

@@ -45,28 +45,30 @@ struct cuda_node {
     void *context;
 };
 
-/* Every argument starts inside its launch's args; counts the argument pointers of the unrolled plan. */
-static int count_pointers(const struct paiton_plan *plan, const struct paiton_device_launch *launches,
-                          const uint32_t *offsets, uint64_t offset_count, uint64_t *pointers) {
+/* Every argument starts inside its launch's args, every function exists; counts the argument pointers once unrolled. */
+static int count_pointers(const struct paiton_device_plan *device, const uint64_t *functions, uint64_t *pointers) {
+    const struct paiton_plan *plan = &device->plan;
     for (uint64_t i = 0; i < plan->launch_count; i++) {
-        const struct paiton_device_launch *launch = &launches[i];
-        if (launch->argument_first > offset_count || launch->argument_count > offset_count - launch->argument_first)
+        const struct paiton_device_launch *launch = &device->launches[i];
+        if (launch->argument_first > device->offset_count ||
+            launch->argument_count > device->offset_count - launch->argument_first ||
+            launch->function >= device->function_count || functions[launch->function] == 0)
             return -EINVAL;
         for (uint32_t a = 0; a < launch->argument_count; a++)
-            if (offsets[launch->argument_first + a] >= plan->launches[i].args_size) return -EINVAL;
+            if (device->offsets[launch->argument_first + a] >= plan->launches[i].args_size) return -EINVAL;
     }
     *pointers = 0;
     for (uint64_t s = 0; s < plan->segment_count; s++) {
         const struct paiton_segment *segment = &plan->segments[s];
         for (uint32_t i = 0; i < segment->launch_count; i++)
-            *pointers += (uint64_t)segment->repeat * launches[segment->launch_first + i].argument_count;
+            *pointers += (uint64_t)segment->repeat * device->launches[segment->launch_first + i].argument_count;
     }
     return 0;
 }
 
-static void unroll(const struct paiton_plan *plan, const struct paiton_device_launch *launches,
-                   const uint32_t *offsets, const uint64_t *bases, uint32_t rank,
-                   struct paiton_device_program *program) {
+static void unroll(const struct paiton_device_plan *device, const uint64_t *functions, const uint64_t *bases,
+                   uint32_t rank, struct paiton_device_program *program) {
+    const struct paiton_plan *plan = &device->plan;
     struct device_call *call = program->calls;
     uint8_t *args = program->args;
     void **pointers = program->pointers;
@@ -75,19 +77,19 @@ static void unroll(const struct paiton_plan *plan, const struct paiton_device_la
         for (uint32_t repeat = 0; repeat < segment->repeat; repeat++) {
             for (uint32_t i = 0; i < segment->launch_count; i++) {
                 const struct paiton_launch *launch = &plan->launches[segment->launch_first + i];
-                const struct paiton_device_launch *device = &launches[segment->launch_first + i];
+                const struct paiton_device_launch *own = &device->launches[segment->launch_first + i];
                 if ((launch->flags & PAITON_RANK0_ONLY) && rank != 0) continue;
                 if (launch->args_size) memcpy(args, plan->args + launch->args_offset, launch->args_size);
                 for (uint32_t r = 0; r < launch->relocation_count; r++)
                     paiton_relocate(args, &plan->relocations[launch->relocation_first + r], bases, rank, repeat);
-                for (uint32_t a = 0; a < device->argument_count; a++)
-                    pointers[a] = args + offsets[device->argument_first + a];
-                call->function = (void *)(uintptr_t)launch->kernel;
+                for (uint32_t a = 0; a < own->argument_count; a++)
+                    pointers[a] = args + device->offsets[own->argument_first + a];
+                call->function = (void *)(uintptr_t)functions[own->function];
                 call->arguments = pointers;
-                memcpy(call->grid, device->grid, sizeof call->grid);
-                call->threads = device->threads;
-                call->shared_bytes = device->shared_bytes;
-                pointers += device->argument_count;
+                memcpy(call->grid, own->grid, sizeof call->grid);
+                call->threads = own->threads;
+                call->shared_bytes = own->shared_bytes;
+                pointers += own->argument_count;
                 args += launch->args_size;
                 call++;
             }
@@ -96,26 +98,26 @@ static void unroll(const struct paiton_plan *plan, const struct paiton_device_la
     program->launches = (uint64_t)(call - program->calls);
 }
 
-int paiton_device_program_create(const struct paiton_plan *plan, const struct paiton_device_launch *launches,
-                                 const uint32_t *offsets, uint64_t offset_count, const uint64_t *bases, uint32_t ranks,
-                                 uint32_t rank, struct paiton_device_program **program) {
+int paiton_device_program_create(const struct paiton_device_plan *plan, const uint64_t *functions,
+                                 const uint64_t *bases, uint32_t ranks, uint32_t rank,
+                                 struct paiton_device_program **program) {
     *program = NULL;
     if (ranks == 0 || ranks > PAITON_MAX_RANKS || rank >= ranks) return -EINVAL;
     uint64_t count, args_bytes, pointers;
-    int error = paiton_measure(plan, ranks, &count, &args_bytes);
-    if (!error) error = count_pointers(plan, launches, offsets, offset_count, &pointers);
+    int error = paiton_measure(&plan->plan, ranks, &count, &args_bytes);
+    if (!error) error = count_pointers(plan, functions, &pointers);
     if (error) return error;
     struct paiton_device_program *made = calloc(1, sizeof *made);
     if (!made) return -ENOMEM;
     /* One more element than needed, so that an empty plan is no special case for the allocator. */
-    made->calls = calloc(count + 1, sizeof *made->calls);
+    made->calls = malloc((count + 1) * sizeof *made->calls);
     made->args = malloc(args_bytes + 8);
-    made->pointers = calloc(pointers + 1, sizeof *made->pointers);
+    made->pointers = malloc((pointers + 1) * sizeof *made->pointers);
     if (!made->calls || !made->args || !made->pointers) {
         paiton_device_program_destroy(made);
         return -ENOMEM;
     }
-    unroll(plan, launches, offsets, bases, rank, made);
+    unroll(plan, functions, bases, rank, made);
     *program = made;
     return 0;
 }

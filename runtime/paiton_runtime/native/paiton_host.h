@@ -75,14 +75,15 @@ struct paiton_plan {
     uint64_t args_size;
 };
 
-/* What a device needs to know of a launch beside its paiton_launch, whose `kernel` is the driver's function handle. */
+/* What a device needs to know of a launch beside its paiton_launch, whose `kernel` is not looked at: handles of
+ * functions differ from rank to rank, and all else of a plan does not. */
 struct paiton_device_launch {
     uint32_t grid[3];
     uint32_t threads;
     uint32_t shared_bytes;
     uint32_t argument_first; /* in the array of argument offsets */
     uint32_t argument_count;
-    uint32_t zero;
+    uint32_t function; /* in the array of the rank's functions */
 };
 
 struct paiton_device_program; /* a plan, unrolled and relocated for one device */
@@ -212,13 +213,21 @@ PAITON_EXPORT int paiton_program_create(const struct paiton_plan *plan, const ui
 PAITON_EXPORT void paiton_program_destroy(struct paiton_program *program);
 PAITON_EXPORT uint64_t paiton_program_launches(const struct paiton_program *program);
 
-/* Programs of devices. `launches` runs parallel to plan->launches; `offsets` are those of the arguments within a
- * launch's args. `bases` holds ranks * PAITON_REGIONS addresses. Running one returns 0, or the driver's own code with
- * *failed set to the number of the launch that it refused. */
-PAITON_EXPORT int paiton_device_program_create(const struct paiton_plan *plan,
-                                               const struct paiton_device_launch *launches, const uint32_t *offsets,
-                                               uint64_t offset_count, const uint64_t *bases, uint32_t ranks,
-                                               uint32_t rank, struct paiton_device_program **program);
+/* A plan for devices, the same for all ranks. */
+struct paiton_device_plan {
+    struct paiton_plan plan;
+    const struct paiton_device_launch *launches; /* parallel to plan.launches */
+    const uint32_t *offsets;                     /* of arguments within a launch's args */
+    uint64_t offset_count;
+    uint64_t function_count;
+};
+
+/* Programs of devices. `functions` holds the driver's handles on the rank's device, `bases` ranks * PAITON_REGIONS
+ * addresses. Running one returns 0, or the driver's own code with *failed set to the number of the launch that it
+ * refused. */
+PAITON_EXPORT int paiton_device_program_create(const struct paiton_device_plan *plan, const uint64_t *functions,
+                                               const uint64_t *bases, uint32_t ranks, uint32_t rank,
+                                               struct paiton_device_program **program);
 PAITON_EXPORT void paiton_device_program_destroy(struct paiton_device_program *program);
 PAITON_EXPORT uint64_t paiton_device_program_launches(const struct paiton_device_program *program);
 PAITON_EXPORT int paiton_device_program_run(const struct paiton_device_program *program, paiton_launch_kernel launch,

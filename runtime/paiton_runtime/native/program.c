@@ -11,7 +11,7 @@
 #define MAX_LAUNCHES (1ull << 24)
 
 static int check_launch(const struct paiton_plan *plan, const struct paiton_launch *launch, uint32_t ranks) {
-    if (launch->kernel == 0 || launch->args_size % 8 != 0 || launch->args_offset > plan->args_size ||
+    if (launch->args_size % 8 != 0 || launch->args_offset > plan->args_size ||
         launch->args_size > plan->args_size - launch->args_offset ||
         launch->relocation_first > plan->relocation_count ||
         launch->relocation_count > plan->relocation_count - launch->relocation_first)
@@ -92,6 +92,8 @@ int paiton_program_create(const struct paiton_plan *plan, const uint64_t *bases,
     uint64_t launches, args_bytes;
     int error = paiton_measure(plan, ranks, &launches, &args_bytes);
     if (error) return error;
+    for (uint64_t i = 0; i < plan->launch_count; i++)
+        if (plan->launches[i].kernel == 0) return -EINVAL;
     struct paiton_program *made = calloc(1, sizeof *made);
     if (!made) return -ENOMEM;
     made->launches = launches;

@@ -103,7 +103,7 @@ def test_amd_facts() -> None:
     assert dict(loop.loads) == {16: 2 * 16 * 64, 8: 8 * 64, 4: 4, 1: 64}
     assert loop.operations == 2 * 32 * 32 * 16
     assert facts.wide_share == 2048 / (2048 + 512 + 4 + 64)
-    assert facts.system_scope == 3
+    assert facts.system_scope == 2
     assert facts.wide_multiplies == 1
     assert facts.uses("fp8")
     assert not facts.uses("bf16")
@@ -187,3 +187,16 @@ def test_an_index_may_address_the_next_pass() -> None:
     (loop,) = read_isa(chained, GFX942).loops
     assert loop.index_bytes == 2 * 4 * 64
     assert dict(loop.loads) == {16: 16 * 64}
+
+
+@pytest.mark.parametrize(
+    ("line", "system"),
+    [
+        ("	atom.relaxed.sys.shared.add.u32 	%r1, [%r2], 1;", False),
+        ("	atom.global.acq_rel.gpu.add.u32 	%r1, [%rd2], 1;", False),
+        ("	atom.global.acq_rel.sys.add.u32 	%r1, [%rd2], 1;", True),
+        ("	fence.acq_rel.sys;", True),
+    ],
+)
+def test_system_scope_in_ptx(line: str, system: bool) -> None:
+    assert bool(read_isa(f"$L__BB0_0:\n{line}\n	ret;\n", SM_90).system_scope) == system

@@ -80,7 +80,8 @@ def division_scale(s0: Array, s1: Array, s2: Array) -> tuple[Array, Array]:
         ((s2 == 0) | (s1 == 0), np.full_like(s0, np.nan), False),
         (apart >= 96, np.where(s0 == s1, up, s0), True),
         ((_exponent(s1) == 0) & (s1 != 0), up, False),
-        (tiny_reciprocal & tiny_quotient, np.where(s0 == s1, up, s0), True),
+        # The manual scales up here too, which overflows; only down gives the quotient that the last step expects.
+        (tiny_reciprocal & tiny_quotient, np.where(s0 == s1, down, s0), True),
         (tiny_reciprocal, down, False),
         (tiny_quotient, np.where(s0 == s2, up, s0), True),
         (_exponent(s2) <= 23, up, False),
@@ -94,7 +95,7 @@ def division_scale(s0: Array, s1: Array, s2: Array) -> tuple[Array, Array]:
 def division_scale_back(a: Array, b: Array, c: Array, scaled: Array) -> Floats:
     """``v_div_fmas_f32``: fused multiply-add, times 2^64 or 2^-64 where VCC says that the operands were scaled."""
     result = fma32(a, b, c)
-    factor = np.where(np.abs(c) >= 1, _TWO_64, 1 / _TWO_64)
+    factor = np.where(np.abs(c) >= 2, _TWO_64, 1 / _TWO_64)
     return np.where(scaled, result * factor, result).astype(np.float32)
 
 

@@ -14,7 +14,7 @@ from paiton_kernels.gpu import compile_cache
 from paiton_kernels.gpu.compile_job import CompileJob, CompilerOutput, run
 from paiton_kernels.gpu.devices import Target
 from paiton_kernels.gpu.spec import Constant
-from tests.emulated.cdna.kernel import Argument, Kernel, Order
+from tests.emulated.cdna.kernel import Kernel, Order
 
 _TYPES = {
     "float32": "fp32",
@@ -38,7 +38,7 @@ def run_triton(
     function: Callable[..., None],
     target: Target,
     grid: tuple[int, ...],
-    arguments: Mapping[str, Argument],
+    arguments: Mapping[str, Any],
     constants: Mapping[str, Constant],
     *,
     num_warps: int = 4,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,8 @@ from tests.emulated.cdna.program import Program, program_of
 from tests.emulated.cdna.scheduler import ORDERS, Execution
 from tests.emulated.cdna.waves import ALL_LANES, EXEC, LANES, POISON, SCALARS, Environment, Waves
 
-Order = Literal["fwd", "rev"] | None
+Order = str | None
+"""A key of `scheduler.ORDERS`."""
 Argument = NDArray[Any] | DevicePointer | int | float | None
 
 _SCALARS: Final = {

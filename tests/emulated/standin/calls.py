@@ -6,18 +6,15 @@ import ctypes
 import os
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
+from tests.emulated.standin.graph_calls import GraphCalls, put
 from tests.emulated.standin.machine import Machine
 from tests.emulated.standin.objects import (
-    INVALID_VALUE,
     NO_DEVICE,
     NOT_INITIALISED,
     NOT_READY,
     UNKNOWN,
     Event,
-    ExecutableGraph,
-    Graph,
     RefusedError,
 )
 
@@ -26,14 +23,7 @@ _DISABLE_TIMING = 2
 Handler = Callable[..., int | None]
 
 
-def put(address: int, value: float, type_: Any = ctypes.c_uint64) -> None:
-    """Writes to an output parameter."""
-    if address == 0:
-        raise RefusedError(INVALID_VALUE, "an output parameter is null")
-    type_.from_address(address).value = value
-
-
-class Calls:
+class Calls(GraphCalls):
     """Handlers over a machine; a handler returns an error code, or None for success.
 
     Args:
@@ -84,6 +74,8 @@ class Calls:
             *(self.load_module, self.unload_module, self.function, self.launch_kernel),
             *(self.create_graph, self.add_kernel, self.instantiate_graph, self.destroy_graph),
             *(self.upload_graph, self.launch_graph, self.destroy_executable_graph, self.can_access_peer),
+            *(self.begin_capture, self.end_capture, self.graph_nodes, self.graph_edges),
+            *(self.node_type, self.kernel_node, self.node_attribute),
         )
         return dict(zip(names, handlers, strict=True))
 
@@ -123,7 +115,7 @@ class Calls:
     def wait_event(self, stream: int, event: int, _flags: int) -> None:
         """Makes a stream wait for what an event has recorded so far."""
         waited = self.machine.get(event, Event)
-        self.machine.stream(stream).pending.append(lambda: self.machine.wait(waited))
+        self.machine.stream(stream).give(lambda: self.machine.wait(waited))
 
     def create_event(self, out: int, flags: int) -> None:
         """Creates an event."""
@@ -195,44 +187,8 @@ class Calls:
     ) -> None:
         """Launches a kernel; the rest is shared bytes, stream, pointers to the arguments, and an unused list."""
         shared, stream, pointers, extra = rest
-        run = self.machine.prepare(function, (x, y, z), (block_x, block_y, block_z), shared, pointers, extra)
-        self.machine.launch(self.machine.stream(stream), run, function)
-
-    def create_graph(self, out: int, _flags: int) -> None:
-        """Creates a graph."""
-        put(out, self.machine.new(Graph()))
-
-    def add_kernel(self, out: int, graph: int, dependencies: int, count: int, parameters: int) -> None:
-        """Adds a kernel node."""
-        fields = (ctypes.c_uint64 * 10)()
-        self.library.standin_kernel_node(ctypes.c_void_p(parameters), fields)
-        function, x, y, z, block_x, block_y, block_z, shared, pointers, extra = fields
-        run = self.machine.prepare(function, (x, y, z), (block_x, block_y, block_z), shared, pointers, extra)
-        put(out, self.machine.add_node(graph, dependencies, count, run))
-
-    def instantiate_graph(self, out: int, graph: int, _flags: int) -> None:
-        """Makes a graph executable."""
-        put(out, self.machine.instantiate(graph))
-
-    def destroy_graph(self, graph: int) -> None:
-        """Destroys a graph."""
-        self.machine.destroy_graph(graph)
-
-    def upload_graph(self, graph: int, stream: int) -> None:
-        """Only checks its handles."""
-        self.machine.get(graph, ExecutableGraph)
-        self.machine.stream(stream)
-
-    def launch_graph(self, graph: int, stream: int) -> None:
-        """Launches a graph."""
-        self.machine.launch_graph(self.machine.get(graph, ExecutableGraph), self.machine.stream(stream))
-
-    def destroy_executable_graph(self, graph: int) -> None:
-        """Destroys an executable graph once no stream has it to do any more."""
-        for device in self.machine.devices:
-            if device.fault is None:
-                self.machine.synchronise(device)
-        self.machine.delete(graph, ExecutableGraph)
+        node = self.machine.prepare(function, (x, y, z), (block_x, block_y, block_z), shared, pointers, extra)
+        self.machine.launch(self.machine.stream(stream), node, function)
 
     def can_access_peer(self, out: int, ordinal: int, peer: int) -> None:
         """Tells whether devices can be peers: all but a device with itself."""

@@ -11,7 +11,8 @@ from pathlib import Path
 from paiton_artifacts.errors import CompilerError
 from paiton_kernels.gpu.code_object import read_code_object
 from tests.emulated.cdna import DeviceMemory
-from tests.emulated.standin.calls import Calls, Handler, put
+from tests.emulated.standin.calls import Calls, Handler
+from tests.emulated.standin.graph_calls import put
 from tests.emulated.standin.library import StandIn
 from tests.emulated.standin.machine import Machine
 from tests.emulated.standin.objects import (
@@ -24,6 +25,7 @@ from tests.emulated.standin.objects import (
     Function,
     Kernel,
     KernelArgument,
+    Node,
     RefusedError,
 )
 
@@ -45,6 +47,8 @@ _COMMON = (
     *("cuModuleLoadData", "cuModuleUnload", "cuModuleGetFunction", "cuLaunchKernel"),
     *("cuGraphCreate", "cuGraphAddKernelNode_v2", "cuGraphInstantiateWithFlags", "cuGraphDestroy"),
     *("cuGraphUpload", "cuGraphLaunch", "cuGraphExecDestroy", "cuDeviceCanAccessPeer"),
+    *("cuStreamBeginCapture_v2", "cuStreamEndCapture", "cuGraphGetNodes", "cuGraphGetEdges"),
+    *("cuGraphNodeGetType", "cuGraphKernelNodeGetParams_v2", "cuGraphKernelNodeGetAttribute"),
 )
 
 
@@ -106,6 +110,7 @@ class CudaCalls(Calls):
             "cuMemAlloc_v2": self.allocate,
             "cuFuncSetAttribute": self.set_attribute,
             "cuGraphAddMemcpyNode": self.add_copy,
+            "cuGraphMemcpyNodeGetParams": self.copy_node,
             "cuCtxEnablePeerAccess": self.enable_peer,
         }
 
@@ -180,6 +185,13 @@ class CudaCalls(Calls):
         if not plain:
             raise RefusedError(INVALID_VALUE, "only plain copies from the host to a device are served")
         put(out, self.machine.add_node(graph, dependencies, count, self.machine.prepare_copy(*copy)))
+
+    def copy_node(self, node: int, out: int) -> None:
+        """Writes the parameters of a copy node."""
+        copy = self.machine.get(node, Node).copy
+        if copy is None:
+            raise RefusedError(INVALID_VALUE, "the node copies nothing")
+        self.library.standin_put_copy_node(ctypes.c_void_p(out), (ctypes.c_uint64 * 3)(*copy))
 
     def enable_peer(self, context: int, _flags: int) -> None:
         """Lets kernels of the thread's device reach a peer."""

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.emulated.standin.calls import Calls, Handler, put
+from tests.emulated.standin.calls import Calls, Handler
+from tests.emulated.standin.graph_calls import put
 from tests.emulated.standin.hip_code import HipCode
 from tests.emulated.standin.library import StandIn
 from tests.emulated.standin.machine import Machine
@@ -32,6 +33,8 @@ _COMMON = (
     *("hipModuleLoadData", "hipModuleUnload", "hipModuleGetFunction", "hipModuleLaunchKernel"),
     *("hipGraphCreate", "hipGraphAddKernelNode", "hipGraphInstantiateWithFlags", "hipGraphDestroy"),
     *("hipGraphUpload", "hipGraphLaunch", "hipGraphExecDestroy", "hipDeviceCanAccessPeer"),
+    *("hipStreamBeginCapture", "hipStreamEndCapture", "hipGraphGetNodes", "hipGraphGetEdges"),
+    *("hipGraphNodeGetType", "hipGraphKernelNodeGetParams", "hipGraphKernelNodeGetAttribute"),
 )
 
 
@@ -75,8 +78,8 @@ class HipCalls(Calls):
         *place, kind = copy
         if kind != _HOST_TO_DEVICE:
             raise RefusedError(INVALID_VALUE, f"a copy of kind {kind} is not served")
-        run = self.machine.prepare_copy(*place)
-        put(out, self.machine.add_node(graph, dependencies, count, run))
+        node = self.machine.prepare_copy(*place)
+        put(out, self.machine.add_node(graph, dependencies, count, node))
 
     def enable_peer(self, peer: int, _flags: int) -> None:
         """Lets kernels of the thread's device reach a peer."""

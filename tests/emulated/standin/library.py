@@ -39,6 +39,22 @@ void standin_kernel_node(const hipKernelNodeParams *in, uint64_t *out) {
         in->blockDim.y, in->blockDim.z, in->sharedMemBytes, (uint64_t)in->kernelParams, (uint64_t)in->extra};
     memcpy(out, fields, sizeof fields);
 }
+void standin_put_kernel_node(hipKernelNodeParams *out, const uint64_t *in) {
+    memset(out, 0, sizeof *out);
+    out->func = (void *)in[0];
+    out->gridDim.x = in[1], out->gridDim.y = in[2], out->gridDim.z = in[3];
+    out->blockDim.x = in[4], out->blockDim.y = in[5], out->blockDim.z = in[6];
+    out->sharedMemBytes = in[7];
+    out->kernelParams = (void **)in[8];
+}
+int standin_put_attribute(hipLaunchAttributeValue *out, hipLaunchAttributeID which, int priority) {
+    switch (which) {
+    case hipLaunchAttributeAccessPolicyWindow: memset(out, 0, sizeof out->accessPolicyWindow); return 0;
+    case hipLaunchAttributeCooperative: out->cooperative = 0; return 0;
+    case hipLaunchAttributePriority: out->priority = priority; return 0;
+    default: return hipErrorInvalidValue;
+    }
+}
 """
 
 _CUDA_HELPERS = """
@@ -50,6 +66,29 @@ void standin_kernel_node(const CUDA_KERNEL_NODE_PARAMS_v2 *in, uint64_t *out) {
     uint64_t fields[] = {(uint64_t)in->func, in->gridDimX, in->gridDimY, in->gridDimZ, in->blockDimX, in->blockDimY,
         in->blockDimZ, in->sharedMemBytes, (uint64_t)in->kernelParams, (uint64_t)in->extra};
     memcpy(out, fields, sizeof fields);
+}
+void standin_put_kernel_node(CUDA_KERNEL_NODE_PARAMS_v2 *out, const uint64_t *in) {
+    memset(out, 0, sizeof *out);
+    out->func = (CUfunction)in[0];
+    out->gridDimX = in[1], out->gridDimY = in[2], out->gridDimZ = in[3];
+    out->blockDimX = in[4], out->blockDimY = in[5], out->blockDimZ = in[6];
+    out->sharedMemBytes = in[7];
+    out->kernelParams = (void **)in[8];
+}
+int standin_put_attribute(CUlaunchAttributeValue *out, CUlaunchAttributeID which, int priority) {
+    switch (which) {
+    case CU_LAUNCH_ATTRIBUTE_ACCESS_POLICY_WINDOW: memset(out, 0, sizeof out->accessPolicyWindow); return 0;
+    case CU_LAUNCH_ATTRIBUTE_COOPERATIVE: out->cooperative = 0; return 0;
+    case CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION: memset(&out->clusterDim, 0, sizeof out->clusterDim); return 0;
+    case CU_LAUNCH_ATTRIBUTE_PRIORITY: out->priority = priority; return 0;
+    default: return CUDA_ERROR_INVALID_VALUE;
+    }
+}
+void standin_put_copy_node(CUDA_MEMCPY3D_v2 *out, const uint64_t *in) {
+    memset(out, 0, sizeof *out);
+    out->dstMemoryType = CU_MEMORYTYPE_DEVICE, out->dstDevice = in[0];
+    out->srcMemoryType = CU_MEMORYTYPE_HOST, out->srcHost = (void *)in[1];
+    out->WidthInBytes = in[2], out->Height = 1, out->Depth = 1;
 }
 int standin_shared_attribute(void) { return CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES; }
 int standin_attribute(CUdevice_attribute which, const int *numbers) {

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 
 from tests.emulated.standin.elf import elf_bytes
 from tests.emulated.standin.memory import Memory
 from tests.emulated.standin.objects import (
+    CAPTURE_INVALIDATED,
+    CAPTURE_UNSUPPORTED,
+    CAPTURE_WRONG_THREAD,
     ILLEGAL_ADDRESS,
+    ILLEGAL_STATE,
     INVALID_HANDLE,
     INVALID_VALUE,
     NOT_FOUND,
+    Capture,
     Device,
     DeviceModel,
     Dimensions,
@@ -18,6 +24,7 @@ from tests.emulated.standin.objects import (
     Function,
     Graph,
     Kernel,
+    Launch,
     Module,
     Node,
     RefusedError,
@@ -38,6 +45,9 @@ class Machine(Memory):
         load: reads code objects.
         default_shared_bytes: dynamic shared memory that a kernel may use without asking; None for all there is.
         implicit_device: a thread that chose no device has the first one.
+
+    Attributes:
+        captured: told of every captured graph before its caller is; what it changes is what the driver got wrong.
     """
 
     def __init__(
@@ -51,6 +61,7 @@ class Machine(Memory):
         super().__init__(models, implicit_device=implicit_device)
         self._load = load
         self._default_shared_bytes = default_shared_bytes
+        self.captured: Callable[[Graph], None] = lambda _graph: None
 
     def load_module(self, address: int) -> int:
         """Loads the code object at a host address onto the calling thread's device."""
@@ -78,8 +89,8 @@ class Machine(Memory):
 
     def prepare(
         self, function: int, grid: Dimensions, block: Dimensions, shared: int, pointers: int, extra: int
-    ) -> Callable[[Device], None]:
-        """Checks a launch, reads its arguments as they are now, and returns what runs it on a device."""
+    ) -> Node:
+        """Checks a launch, reads its arguments as they are now, and returns it as a node without edges."""
         found = self.get(function, Function)
         kernel, owner = found.kernel, found.module.device
         if extra or 0 in grid or max(grid[1:]) > 0xFFFF or grid[0] * block[0] >= 1 << 32:
@@ -100,7 +111,8 @@ class Machine(Memory):
             self._check_pointers(device, kernel, packed)
             kernel.run(device.memory, packed, grid, shared)
 
-        return run
+        values = tuple(packed[argument.offset : argument.offset + argument.size] for argument in kernel.arguments)
+        return Node(run, Launch(function, grid, block, shared, values))
 
     def _read_arguments(self, kernel: Kernel, pointers: int) -> bytes:
         """Follows as many pointers as the metadata lists arguments, as a driver does, whatever the caller passed."""
@@ -127,29 +139,29 @@ class Machine(Memory):
                 reason = f"pointer {address:#x}, argument {index} of a kernel on device {device.ordinal}: {what}"
                 raise RefusedError(ILLEGAL_ADDRESS, reason)
 
-    def prepare_copy(self, destination: int, source: int, size: int) -> Callable[[Device], None]:
-        """Checks a copy of pinned memory to a device, and returns what does it."""
+    def prepare_copy(self, destination: int, source: int, size: int) -> Node:
+        """Checks a copy of pinned memory to a device, and returns it as a node without edges."""
         self.view(destination, size)
         if not self.pinned(source, size):
             raise RefusedError(INVALID_VALUE, f"a graph copies {size} bytes from {source:#x}, which is not pinned")
-        return lambda _device: self.write_pinned(destination, source, size)
+        return self.copy_node(destination, source, size)
 
-    def launch(self, stream: Stream, run: Callable[[Device], None], function: int) -> None:
+    def launch(self, stream: Stream, node: Node, function: int) -> None:
         """Gives a stream a prepared launch."""
         if self.get(function, Function).module.device is not stream.device:
             raise RefusedError(INVALID_HANDLE, "a kernel was launched on a stream of another device")
-        stream.pending.append(lambda: run(stream.device))
+        stream.give_node(node, self.new)
 
     # Graphs
 
-    def add_node(self, graph: int, dependencies: int, count: int, run: Callable[[Device], None]) -> int:
+    def add_node(self, graph: int, dependencies: int, count: int, node: Node) -> int:
         """Adds a node that waits for those whose handles lie at a host address."""
         found = self.get(graph, Graph)
         raw = self.host_bytes(dependencies, 8 * count) if count else b""
-        after = [self.get(int.from_bytes(raw[i : i + 8], "little"), Node) for i in range(0, 8 * count, 8)]
-        node = Node(run, after)
+        node.after = [self.get(int.from_bytes(raw[i : i + 8], "little"), Node) for i in range(0, 8 * count, 8)]
         found.nodes.append(node)
-        return self.new(node)
+        node.handle = self.new(node)
+        return node.handle
 
     def destroy_graph(self, handle: int) -> None:
         """Forgets a graph and its nodes."""
@@ -158,6 +170,28 @@ class Machine(Memory):
 
     def _forget(self, identities: set[int]) -> None:
         self._objects = {key: thing for key, thing in self._objects.items() if id(thing) not in identities}
+
+    def begin_capture(self, stream: Stream) -> None:
+        """Makes a stream record what it is given."""
+        if stream is stream.device.null_stream:
+            raise RefusedError(CAPTURE_UNSUPPORTED, "the null stream is never captured")
+        if stream.capture:
+            raise RefusedError(ILLEGAL_STATE, "the stream is being captured already")
+        stream.capture = Capture(threading.get_ident())
+
+    def end_capture(self, stream: Stream) -> int:
+        """Returns what a stream has recorded as a graph."""
+        capture = stream.capture
+        if capture is None:
+            raise RefusedError(ILLEGAL_STATE, "the stream is not being captured")
+        if capture.thread != threading.get_ident():
+            raise RefusedError(CAPTURE_WRONG_THREAD, "another thread began the capture")
+        stream.capture = None
+        if not capture.valid:
+            self._forget({id(node) for node in capture.graph.nodes})
+            raise RefusedError(CAPTURE_INVALIDATED, "the stream was asked for something that cannot be captured")
+        self.captured(capture.graph)
+        return self.new(capture.graph)
 
     def instantiate(self, graph: int) -> int:
         """Orders the nodes of a graph, the last one first wherever no edge forbids it: a missing edge shows."""
@@ -170,5 +204,6 @@ class Machine(Memory):
 
     def launch_graph(self, graph: ExecutableGraph, stream: Stream) -> None:
         """Gives a stream every node of a graph."""
+        stream.refuse_in_capture("a graph was launched while its stream was being captured")
         for node in graph.nodes:
             stream.pending.append(lambda node=node: node.run(stream.device))  # type: ignore[misc]

@@ -17,6 +17,7 @@ from tests.emulated.standin.objects import (
     PEER_ALREADY_ENABLED,
     Device,
     DeviceModel,
+    Node,
     RefusedError,
     Stream,
 )
@@ -72,7 +73,8 @@ class Memory(Streams):
             device.memory.free(address)
 
     def allocate_pinned(self, size: int) -> int:
-        """Maps pages that copies may use later."""
+        """Maps pages that copies may use later; pinning needs a device, whichever."""
+        self.chosen()
         pages = mmap.mmap(-1, max(size, 1))
         address = ctypes.addressof(ctypes.c_char.from_buffer(pages))
         self._pinned[address] = pages
@@ -80,6 +82,7 @@ class Memory(Streams):
 
     def free_pinned(self, address: int) -> None:
         """Unmaps pinned pages."""
+        self.chosen()
         if address not in self._pinned:
             raise RefusedError(INVALID_VALUE, f"{address:#x} is not pinned memory, or was freed before")
         for device in self.devices:
@@ -120,9 +123,13 @@ class Memory(Streams):
         self.view(destination, size)
         if not self.pinned(source, size):
             content = self.host_bytes(source, size)
-            stream.pending.append(lambda: self._write(destination, content))
+            stream.give(lambda: self._write(destination, content))
             return
-        stream.pending.append(lambda: self.write_pinned(destination, source, size))
+        stream.give_node(self.copy_node(destination, source, size), self.new)
+
+    def copy_node(self, destination: int, source: int, size: int) -> Node:
+        """Returns a copy of pinned memory to a device."""
+        return Node(lambda _device: self.write_pinned(destination, source, size), copy=(destination, source, size))
 
     def _write(self, destination: int, content: bytes) -> None:
         self.view(destination, len(content))[:] = memoryview(content)
@@ -144,7 +151,7 @@ class Memory(Streams):
                 raise RefusedError(ILLEGAL_ADDRESS, f"pinned memory {destination:#x} was freed before a copy to it")
             ctypes.memmove(destination, self.view(source, size).tobytes(), size)
 
-        stream.pending.append(happen)
+        stream.give(happen)
         if not pinned:
             self.drain(stream)
 
@@ -152,12 +159,12 @@ class Memory(Streams):
         """Copies device memory."""
         self.view(destination, size)
         self.view(source, size)
-        stream.pending.append(lambda: self._write(destination, self.view(source, size).tobytes()))
+        stream.give(lambda: self._write(destination, self.view(source, size).tobytes()))
 
     def fill(self, address: int, value: int, size: int, stream: Stream) -> None:
         """Sets bytes of device memory."""
         self.view(address, size)
-        stream.pending.append(lambda: self.view(address, size).fill(value & 0xFF))
+        stream.give(lambda: self.view(address, size).fill(value & 0xFF))
 
     # Peers
 

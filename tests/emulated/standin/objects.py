@@ -12,7 +12,11 @@ from tests.emulated.cdna import DeviceMemory
 INVALID_VALUE, OUT_OF_MEMORY, NOT_INITIALISED, NO_DEVICE, INVALID_DEVICE = 1, 2, 3, 100, 101
 INVALID_IMAGE, INVALID_CONTEXT, NO_BINARY_FOR_GPU, INVALID_HANDLE, NOT_FOUND = 200, 201, 209, 400, 500
 NOT_READY, ILLEGAL_ADDRESS, PEER_ALREADY_ENABLED, LAUNCH_FAILURE, UNKNOWN = 600, 700, 704, 719, 999
+ILLEGAL_STATE, CAPTURE_UNSUPPORTED, CAPTURE_INVALIDATED, CAPTURE_WRONG_THREAD = 401, 900, 901, 908
 """Error codes that HIP and CUDA number alike."""
+
+LOSSY_QUERY = 402
+"""CUDA's alone."""
 
 Dimensions = tuple[int, int, int]
 
@@ -67,12 +71,82 @@ class Kernel(Protocol):
         """Runs it to its end."""
 
 
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What a kernel node says of itself; `arguments` in the order of the metadata."""
+
+    function: int
+    grid: Dimensions
+    block: Dimensions
+    shared_bytes: int
+    arguments: tuple[bytes, ...]
+
+
+@dataclass(eq=False)
+class Node:
+    """A node of a graph: what it does on a device, after which other nodes.
+
+    Attributes:
+        launch: of a kernel node.
+        copy: destination, source and size of a copy node.
+        priority: of a kernel node.
+        values: memory that was handed out to describe the node.
+    """
+
+    run: Callable[[Device], None]
+    launch: Launch | None = None
+    copy: Dimensions | None = None
+    after: list[Node] = field(default_factory=list)
+    handle: int = 0
+    priority: int = 0
+    values: list[object] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Graph:
+    """Nodes, in the order in which they were added; `edge_data` where an edge is another than a plain one."""
+
+    nodes: list[Node] = field(default_factory=list)
+    edge_data: bool = False
+
+
+@dataclass(eq=False)
+class Capture:
+    """What a stream makes of its operations instead of doing them."""
+
+    thread: int
+    graph: Graph = field(default_factory=Graph)
+    valid: bool = True
+
+
 @dataclass(eq=False)
 class Stream:
     """Operations that happen in order, once somebody waits."""
 
     device: Device
     pending: deque[Callable[[], None]] = field(default_factory=deque)
+    capture: Capture | None = None
+
+    def give(self, operation: Callable[[], None]) -> None:
+        """Takes an operation that the stand-in cannot capture."""
+        self.refuse_in_capture("this operation is not captured")
+        self.pending.append(operation)
+
+    def give_node(self, node: Node, new: Callable[[Node], int]) -> None:
+        """Takes an operation that may be captured; `new` makes handles."""
+        if self.capture is None:
+            self.pending.append(lambda: node.run(self.device))
+            return
+        nodes = self.capture.graph.nodes
+        node.after = nodes[-1:]
+        node.handle = new(node)
+        nodes.append(node)
+
+    def refuse_in_capture(self, reason: str) -> None:
+        """Refuses what a stream that is being captured must not be asked for, and spoils the capture."""
+        if self.capture is not None:
+            self.capture.valid = False
+            raise RefusedError(CAPTURE_UNSUPPORTED, reason)
 
 
 @dataclass(eq=False)
@@ -121,21 +195,6 @@ class Function:
     module: Module
     kernel: Kernel
     shared_limit: int
-
-
-@dataclass(eq=False)
-class Node:
-    """A node of a graph: what it does on a device, after which other nodes."""
-
-    run: Callable[[Device], None]
-    after: list[Node]
-
-
-@dataclass(eq=False)
-class Graph:
-    """Nodes, in the order in which they were added."""
-
-    nodes: list[Node] = field(default_factory=list)
 
 
 @dataclass(eq=False)

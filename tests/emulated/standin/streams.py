@@ -91,7 +91,7 @@ class Streams:
     # Devices and streams
 
     def show(self, ordinals: Sequence[int]) -> None:
-        """Hides all devices but these, which are numbered anew in this order; the list ends at one that is not there."""
+        """Hides all devices but these, numbered anew in this order; the list ends at one that is not there."""
         shown = []
         for ordinal in ordinals:
             if ordinal >= len(self.devices):
@@ -109,14 +109,18 @@ class Streams:
 
     @property
     def current(self) -> Device:
-        """The calling thread's device."""
-        ordinal = self._current.get(threading.get_ident(), 0 if self._implicit_device else None)
-        if ordinal is None:
-            raise RefusedError(INVALID_CONTEXT, "this thread has chosen no device")
-        device = self.device(ordinal)
+        """The calling thread's device, unless a kernel has crashed there."""
+        device = self.chosen()
         if device.fault:
             raise device.fault
         return device
+
+    def chosen(self) -> Device:
+        """Returns the calling thread's device."""
+        ordinal = self._current.get(threading.get_ident(), 0 if self._implicit_device else None)
+        if ordinal is None:
+            raise RefusedError(INVALID_CONTEXT, "this thread has chosen no device")
+        return self.device(ordinal)
 
     def set_device(self, ordinal: int) -> None:
         """Chooses the calling thread's device."""
@@ -143,6 +147,7 @@ class Streams:
 
     def drain(self, stream: Stream, until: Event | None = None) -> None:
         """Lets a stream happen, up to the last record of an event or to its end."""
+        stream.refuse_in_capture("a stream was waited for while it was being captured")
         while stream.pending and not (until and until.happened == until.wanted):
             self.step(stream)
 
@@ -171,14 +176,13 @@ class Streams:
 
     def record(self, event: Event, stream: Stream) -> None:
         """Makes an event happen when a stream comes to this point."""
-        event.wanted += 1
-        event.stream = stream
-        serial = event.wanted
+        serial = event.wanted + 1
 
         def happen() -> None:
             event.happened, event.seconds = serial, time.perf_counter()
 
-        stream.pending.append(happen)
+        stream.give(happen)
+        event.wanted, event.stream = serial, stream
 
     def wait(self, event: Event) -> None:
         """Waits for the last record of an event."""

@@ -190,11 +190,11 @@ def test_a_node_too_many_is_found_out(bundle: Path, mi300x: HipStandIn) -> None:
         graph.nodes.append(node)
 
     machine.captured = add_a_copy
-    with booted(bundle, "hip:gfx942") as driver:
-        with pytest.raises(
-            CaptureMismatchError, match=r"node 5 \(\w+\): type is copy in the captured graph, planned is"
-        ):
-            check_capture(driver, plan_of(driver))
+    with (
+        booted(bundle, "hip:gfx942") as driver,
+        pytest.raises(CaptureMismatchError, match=r"node 5 \(\w+\): type is copy in the captured graph, planned is"),
+    ):
+        check_capture(driver, plan_of(driver))
 
 
 def change_copy(graph: Graph) -> None:
@@ -255,40 +255,50 @@ def test_a_capture_that_fails_leaves_the_stream_usable(make_hip: MakeHip) -> Non
         library.synchronise_stream(stream)
 
 
-def test_the_command_compares_every_plan(bundle: Path, mi300x: HipStandIn, capfd: pytest.CaptureFixture[str]) -> None:
-    command = ["verify", str(bundle), "--target", "hip:gfx942", "--check-capture", "--json"]
-    assert main(command) == 0
-    value = json.loads(capfd.readouterr().out)
-    assert value["ok"]
-    goldens = [entry["name"] for entry in value["goldens"]]
-    assert {name.partition(" on ")[2] for name in goldens} == {
-        "hip:gfx942, executor graph",
-        "hip:gfx942, executor launch",
-    }
-    captures = [entry["name"] for entry in value["captures"]]
-    assert "capture of forward-t1-r1 on hip:gfx942" in captures
-    assert any(re.match("capture of sample-", name) for name in captures)
-    mi300x.machine.captured = lose_the_last_node
-    assert main(command[:-1]) == 4
+def test_the_command_names_the_plans_that_differ(
+    bundle: Path, mi300x: HipStandIn, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def lose_the_last_node_once(graph: Graph) -> None:
+        lose_the_last_node(graph)
+        mi300x.machine.captured = lambda _graph: None
+
+    mi300x.machine.captured = lose_the_last_node_once
+    assert main(["verify", str(bundle), "--target", "hip:gfx942", "--check-capture", "--json"]) == 4
     out, err = capfd.readouterr()
-    assert "FAILED  capture of forward-t1-r1 on hip:gfx942" in out
-    assert "ok      golden 0 on hip:gfx942, executor graph" in out
-    assert err.startswith("paiton-run: error: plan ")
+    value = json.loads(out)
+    assert not value["ok"]
+    goldens = {(entry["name"].partition(" on ")[2], entry["ok"]) for entry in value["goldens"]}
+    assert goldens == {("hip:gfx942, executor graph", True), ("hip:gfx942, executor launch", True)}
+    captures = {entry["name"]: entry["ok"] for entry in value["captures"]}
+    wrong = "capture of forward-t1-r1 on hip:gfx942"
+    assert [name for name, ok in captures.items() if not ok] == [wrong]
+    assert {re.sub("-.*", "", name) for name in captures} >= {"capture of forward", "capture of sample"}
+    assert err.startswith("paiton-run: error: plan forward-t1-r1 of hip:gfx942, rank 0, node ")
 
 
 @pytest.mark.usefixtures("mi300x")
-def test_verify_runs_everything_that_is_here(
+def test_verify_runs_everything_that_is_here(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(bundle), "--check-capture"]) == 0
+    out = capfd.readouterr().out
+    assert "ok      golden 0 on cpu generic" in out
+    assert "ok      golden 0 on hip:gfx942, executor launch" in out
+    assert "ok      capture of forward-t1-r1 on hip:gfx942" in out
+    assert "FAILED" not in out
+
+
+def test_verify_runs_the_target_that_is_named(
     bundle: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert main(["verify", str(bundle)]) == 0
-    out = capfd.readouterr().out
-    assert "golden 0 on cpu generic" in out
-    assert "golden 0 on hip:gfx942, executor launch" in out
-    assert "capture" not in out
+    monkeypatch.setenv("PAITON_HIP_LIBRARY", "/absent/libamdhip64.so")
+    monkeypatch.setenv("PAITON_CUDA_LIBRARY", "/absent/libcuda.so")
     assert main(["verify", str(bundle), "--target", "cpu"]) == 0
-    assert "hip" not in capfd.readouterr().out.replace("hip-gfx942", "")
-    for flags in (["--target", "cpu"], []):
-        monkeypatch.setenv("PAITON_HIP_LIBRARY", "/absent")
-        monkeypatch.setenv("PAITON_CUDA_LIBRARY", "/absent")
-        assert main(["verify", str(bundle), "--check-capture", *flags]) == 2
-        assert "--check-capture needs a GPU" in capfd.readouterr().err
+    assert " on hip:" not in capfd.readouterr().out
+    for flags, code, words in (
+        (["--target", "hip:gfx942"], 7, "/absent/libamdhip64.so"),
+        (["--target", "hip:gfx950"], 3, "the bundle has: cpu"),
+        (["--target", "cpu", "--check-capture"], 2, "--check-capture needs a GPU, but the target is cpu"),
+        (["--check-capture"], 2, "--check-capture needs a GPU, but none is here that the bundle was built for"),
+        (["--target", "cpu", "--device", "0"], 2, "--device names GPUs"),
+    ):
+        assert main(["verify", str(bundle), *flags]) == code
+        assert words in capfd.readouterr().err

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from paiton_runtime.drivers import cuda_functions, device_functions, hip_functions
+from paiton_runtime.drivers import cuda_functions, device_functions, device_graphs, hip_functions
 from tests.emulated.standin.headers import CUDA, HIP, LETTERS, Headers
 
 BOTH = pytest.mark.parametrize(
@@ -63,6 +63,49 @@ def test_layouts_of_cuda() -> None:
     check_layouts(CUDA, types)
 
 
+def check_attributes(headers: Headers, module: ModuleType, enumerators: dict[str, str], union: str) -> None:
+    """Checks numbers and sizes; `enumerators` has the member of the union that holds an attribute's value."""
+    numbers = headers.values(enumerators)
+    assert list(numbers.values()) == [number for number, _ in module.NODE_ATTRIBUTES.values()]
+    sizes = {
+        f"sizeof((({union} *)0)->{member})": size
+        for member, (_, size) in zip(enumerators.values(), module.NODE_ATTRIBUTES.values(), strict=True)
+    }
+    assert headers.values(sizes) == sizes
+    assert headers.values([f"sizeof({union})"]) == {f"sizeof({union})": device_graphs.ATTRIBUTE_BYTES}
+
+
+WINDOW = "accessPolicyWindow.{last}) + offsetof({type_}, {last}"
+"""The window's size but for the padding at its end."""
+
+
+def test_attributes_of_hip() -> None:
+    enumerators = {
+        "hipLaunchAttributeAccessPolicyWindow": WINDOW.format(type_="hipAccessPolicyWindow", last="num_bytes"),
+        "hipLaunchAttributeCooperative": "cooperative",
+        "hipLaunchAttributePriority": "priority",
+        "hipLaunchAttributeMemSyncDomainMap": "memSyncDomainMap",
+        "hipLaunchAttributeMemSyncDomain": "memSyncDomain",
+    }
+    check_attributes(HIP, hip_functions, enumerators, "hipLaunchAttributeValue")
+
+
+def test_attributes_of_cuda() -> None:
+    enumerators = {
+        "CU_LAUNCH_ATTRIBUTE_ACCESS_POLICY_WINDOW": WINDOW.format(type_="CUaccessPolicyWindow", last="missProp"),
+        "CU_LAUNCH_ATTRIBUTE_COOPERATIVE": "cooperative",
+        "CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION": "clusterDim",
+        "CU_LAUNCH_ATTRIBUTE_CLUSTER_SCHEDULING_POLICY_PREFERENCE": "clusterSchedulingPolicyPreference",
+        "CU_LAUNCH_ATTRIBUTE_PRIORITY": "priority",
+        "CU_LAUNCH_ATTRIBUTE_MEM_SYNC_DOMAIN_MAP": "memSyncDomainMap",
+        "CU_LAUNCH_ATTRIBUTE_MEM_SYNC_DOMAIN": "memSyncDomain",
+        "CU_LAUNCH_ATTRIBUTE_PREFERRED_CLUSTER_DIMENSION": "preferredClusterDim",
+        "CU_LAUNCH_ATTRIBUTE_DEVICE_UPDATABLE_KERNEL_NODE": "deviceUpdatableKernelNode.deviceUpdatable",
+        "CU_LAUNCH_ATTRIBUTE_NVLINK_UTIL_CENTRIC_SCHEDULING": "nvlinkUtilCentricScheduling",
+    }
+    check_attributes(CUDA, cuda_functions, enumerators, "CUlaunchAttributeValue")
+
+
 def test_constants_of_hip() -> None:
     wanted = {
         "hipMemcpyHostToDevice": hip_functions.MEMCPY_HOST_TO_DEVICE,
@@ -71,6 +114,11 @@ def test_constants_of_hip() -> None:
         "hipStreamNonBlocking": 1,
         "hipHostMallocPortable": 1,
         "hipEventDisableTiming": 2,
+        "hipGraphNodeTypeKernel": device_graphs.KERNEL_NODE,
+        "hipGraphNodeTypeMemcpy": device_graphs.COPY_NODE,
+        "hipStreamCaptureModeThreadLocal": device_graphs.CAPTURE_THREAD_LOCAL,
+        "hipErrorInvalidValue": device_functions.INVALID_VALUE,
+        "hipErrorNotSupported": device_functions.NOT_SUPPORTED,
         "hipErrorOutOfMemory": device_functions.OUT_OF_MEMORY,
         "hipErrorNoDevice": device_functions.NO_DEVICE,
         "hipErrorNotFound": device_functions.NOT_FOUND,
@@ -93,6 +141,13 @@ def test_constants_of_cuda() -> None:
         "CU_STREAM_NON_BLOCKING": 1,
         "CU_MEMHOSTALLOC_PORTABLE": 1,
         "CU_EVENT_DISABLE_TIMING": 2,
+        "CU_MEMORYTYPE_UNIFIED": cuda_functions.MEMORY_UNIFIED,
+        "CU_GRAPH_NODE_TYPE_KERNEL": device_graphs.KERNEL_NODE,
+        "CU_GRAPH_NODE_TYPE_MEMCPY": device_graphs.COPY_NODE,
+        "CU_STREAM_CAPTURE_MODE_THREAD_LOCAL": device_graphs.CAPTURE_THREAD_LOCAL,
+        "CUDA_ERROR_INVALID_VALUE": device_functions.INVALID_VALUE,
+        "CUDA_ERROR_LOSSY_QUERY": device_functions.LOSSY_QUERY,
+        "CUDA_ERROR_NOT_SUPPORTED": device_functions.NOT_SUPPORTED,
         "CUDA_ERROR_OUT_OF_MEMORY": device_functions.OUT_OF_MEMORY,
         "CUDA_ERROR_NO_DEVICE": device_functions.NO_DEVICE,
         "CUDA_ERROR_NOT_FOUND": device_functions.NOT_FOUND,

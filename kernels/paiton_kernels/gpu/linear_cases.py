@@ -131,7 +131,7 @@ def _rope(
     rope = np.concatenate([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
     # Two requests: the second one's tokens lie in the middle of a block and go on into the next one.
     request_of = (np.arange(bucket) >= tokens // 2).astype(np.int32)
-    positions = np.where(request_of, 11 - tokens // 2, 40).astype(np.int32) + np.arange(bucket, dtype=np.int32)
+    positions = (np.where(request_of, 11 - tokens // 2, 40) + np.arange(bucket)).astype(np.int32)
     block_tables = random.permutation(blocks)[:8].reshape(2, 4).astype(np.int32)
     heads = inputs.product.reshape(tokens, q_heads + 2 * kv_heads, dim)
     q, k, v = np.split(heads, [q_heads, q_heads + kv_heads], axis=1)
@@ -197,14 +197,23 @@ def linear_case(
 
 
 def small_config(
-    target: Target, m: int, n: int, k: int, *, split: int = 1, dies: int = 1, group: int = 1, warps: int = 2
+    target: Target,
+    m: int,
+    n: int,
+    k: int,
+    *,
+    split: int = 1,
+    dies: int = 1,
+    group: int = 1,
+    warps: int = 2,
+    swap: bool = False,
 ) -> Config:
     """Returns a small configuration in the form that tuning chooses on a target."""
     groups = target.backend == "cuda" and int(target.arch) >= 90
-    swap = int(groups and m < 64)
+    swap = groups and (swap or m < 64)
     values = {"BLOCK_M": m, "BLOCK_N": max(n, 64) if swap else n, "BLOCK_K": k, "SPLIT_K": split}
     options = {"matrix_instr_nonkdim": 16 if min(m, n) < 32 else 32} if target.backend == "hip" else {}
-    return Config.of(4 if groups else warps, 2, options, GROUP_M=group, DIES=dies, SWAP=swap, **values)
+    return Config.of(4 if groups else warps, 2, options, GROUP_M=group, DIES=dies, SWAP=int(swap), **values)
 
 
 def cases(target: Target) -> Iterator[Case]:
@@ -241,9 +250,9 @@ def _large_tiles(target: Target) -> Iterator[Case]:
     heads: dict[str, Constant] = {**ROPE, "Q_HEADS": 1, "HEAD_DIM": 64}
     modes = {"bf16": BF16, **({"static": STATIC, "amax": AMAX} if target.fp8 else {})}
     for mode, inputs in modes.items():
-        large = small_config(target, 64, 128, 128, group=2, warps=4)
+        large = small_config(target, 64, 128, 128, group=2, warps=4, swap=mode == "amax")
         yield linear_case(target, f"{mode}_large_add", {**wide, **inputs, **ADD}, 70, 80, large)
-        large = small_config(target, 64, 128, 64, dies=8, warps=4)
+        large = small_config(target, 64, 128, 64, dies=8, warps=4, swap=mode == "amax")
         yield linear_case(target, f"{mode}_large_silu", {**wide, **inputs, **SILU}, 70, 80, large)
         yield linear_case(
             target,

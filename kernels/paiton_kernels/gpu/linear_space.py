@@ -7,7 +7,7 @@ Tiles that fit a target are ordered by a predicted time, in seconds, of a launch
     cache   = bytes that all blocks load / (2.5 * memory rate) * imbalance
     matrix  = operations on padded tiles / (0.7 * matrix rate) * imbalance
     shared  = bytes written to and read from shared memory / (128 bytes a cycle and unit) * imbalance
-    time    = latency + passes of a block * synchronisation + longest of the four + reduction
+    time    = latency + passes of a block * synchronisation + 0.9 * longest of the four + 0.1 * their sum + reduction
     reduction = 2 * latency + partial sums written and read / memory rate, where K is split
 
 So few rows get narrow tiles and split K, for bytes in flight on all units; many rows get large tiles, for reuse, as
@@ -107,7 +107,8 @@ class _Launch:
         """What a block keeps in shared memory: AMD's loads pass through registers on gfx942, one stage fewer."""
         stages = tile.stages - 1 if self.target.arch == "gfx942" else tile.stages
         padding = 1.07 if self.target.arch == "gfx950" else 1.0
-        return int(self.pass_bytes(tile) * stages * padding)
+        converted = 2 * tile.n * tile.k if self.warp_groups and self.converts and tile.m >= 64 else 0
+        return int(self.pass_bytes(tile) * stages * padding) + converted
 
 
 def space(constants: Mapping[str, Constant], step: Step, profile: Profile) -> tuple[Config, ...]:
@@ -135,12 +136,13 @@ def _powers(least: int, most: int) -> list[int]:
 def _tiles(launch: _Launch) -> Iterator[_Tile]:
     """Yields the tiles that fit the launch and its target."""
     height = min(max(16, triton.next_power_of_2(launch.rows)), 256)
-    width = min(max(32, triton.next_power_of_2(launch.n)), 256)
+    narrowest = 32 if launch.target.backend == "hip" else 64
+    width = min(max(narrowest, triton.next_power_of_2(launch.n)), 256)
     # Hopper's copies into shared memory take two registers for each 16 bytes of a thread's share.
     depth = min(max(64, triton.next_power_of_2(launch.k)), 512 if launch.target.backend == "hip" else 256)
     for m in _powers(max(16, height // 4), height):
-        for n in _powers(32, width):
-            for k in _powers(64 if launch.bytes_a == 1 else 32, depth):
+        for n in _powers(narrowest, width):
+            for k in _powers(64, depth):
                 for split in _splits(launch, m, n, k):
                     for warps, swap in _arrangements(launch, m, n):
                         for stages in _stages(launch, m):
@@ -160,9 +162,11 @@ def _splits(launch: _Launch, m: int, n: int, k: int) -> list[int]:
 
 def _arrangements(launch: _Launch, m: int, n: int) -> list[tuple[int, int]]:
     """Returns numbers of warps, and whether weights are the left operand, for a tile."""
-    if launch.warp_groups:
-        # The left operand has 64 rows at least; it may come from registers, where weights are converted.
-        swap = int(m < 64 or launch.converts)
+    if launch.warp_groups and (m >= 64 or not launch.converts):
+        # The left operand has 64 rows at least, so few rows of activations go to the right, unless weights are
+        # converted: as a left operand in registers they would be copied to shared memory 4 bytes at a time.
+        # Activations that are quantised on the way cannot be it either: Triton 3.9 then loses the promotion interval.
+        swap = int(m < 64 or launch.constants["A_SCALE"] == "AMAX")
         return [(4, swap)] + ([(8, swap)] if m * n > 64 * 64 else []) if (n if swap else m) >= 64 else []
     if m * n <= 16 * 32:
         return [(2, 0)]
@@ -176,21 +180,27 @@ def _stages(launch: _Launch, m: int) -> tuple[int, ...]:
 
 
 def _registers(launch: _Launch, tile: _Tile) -> int:
-    """Returns an estimate of the registers of a thread: accumulators, a pass on its way, addresses."""
+    """Returns an estimate of the registers of a thread: accumulators, addresses, and what is on its way."""
     arch, threads = launch.target.arch, tile.warps * launch.target.warp_size
-    registers = tile.m * tile.n // threads + 40
-    if arch == "gfx942":  # from device memory to shared memory
-        return registers + launch.pass_bytes(tile) // (4 * threads)
-    if arch == "gfx950":  # from shared memory to the matrix instructions, of warps that are two high
-        return registers + (tile.m // 2 + 2 * tile.n // tile.warps) * tile.k * (1 if launch.fp8 else 2) // (4 * 64)
-    promoted = tile.m * tile.n // threads if arch == "90" and launch.fp8 else 0
-    return registers + promoted + launch.pass_bytes(tile) // (8 * threads)
+    accumulators = tile.m * tile.n // threads
+    if arch == "gfx942":  # a pass, from device memory to shared memory
+        carried = launch.pass_bytes(tile) // (4 * threads)
+    elif arch == "gfx950":  # a pass, from shared memory to the matrix instructions, of warps that are two high
+        carried = (tile.m // 2 + 2 * tile.n // tile.warps) * tile.k * (1 if launch.fp8 else 2) // (4 * 64)
+    else:  # the addresses of a pass
+        carried = launch.pass_bytes(tile) // (8 * threads)
+    if arch == "90" and launch.fp8:  # the imprecise accumulators, besides those that they are added to
+        carried += accumulators
+    if launch.warp_groups and launch.converts and tile.m >= 64:  # weights as bf16, between shared memory and itself
+        carried += tile.n * tile.k // (2 * threads)
+    residual = accumulators if launch.constants["EPILOGUE"] == "ADD" else 0
+    return accumulators + max(carried, residual) + 40
 
 
 def _most_registers(launch: _Launch, tile: _Tile) -> int:
     """Returns the registers that a thread can have by that estimate without spilling any."""
     if launch.target.backend == "hip":
-        return 216 if tile.warps == 8 else 280  # of 256 and 512
+        return 216 if tile.warps == 8 else 300  # of 256 and 512
     return 204
 
 
@@ -223,12 +233,13 @@ def _seconds(launch: _Launch, tile: _Tile) -> float:
     groups = tile.warps // 4 if launch.warp_groups else tile.warps
     across = max(1, groups // 2) if tile.m > tile.n // 4 or launch.warp_groups else 1
     reads = tile.m * launch.bytes_a * (groups // across + 1) + tile.n * launch.bytes_w * (across + 1)
-    longest = max(
+    parts = (
         needed.bytes / min(0.85 * profile.memory_rate, in_flight / latency),
         blocks * passes * launch.pass_bytes(tile) / (2.5 * profile.memory_rate) * imbalance,
         2 * blocks * passes * tile.m * tile.n * tile.k / (0.7 * rate) * imbalance,
         blocks * passes * reads * tile.k / (_SHARED_RATE * units) * imbalance,
     )
+    longest = 0.9 * max(parts) + 0.1 * sum(parts)
     reduction = 2 * latency + partial / profile.memory_rate if tile.split > 1 else 0.0
     # Close to the most, what is behind the loop decides whether registers are spilled.
     caution = 1.15 if _registers(launch, tile) > 0.95 * _most_registers(launch, tile) else 1.0
@@ -258,8 +269,8 @@ def _configs(launch: _Launch, tile: _Tile) -> Iterator[Config]:
     values = _values(launch, tile)
     if launch.target.backend == "cuda":
         for stages in (tile.stages, tile.stages - 1, 2, 1):
-            yield Config.of(tile.warps, stages, **values)
-            yield Config.of(tile.warps, stages, **{**values, "GROUP_M": max(1, values["GROUP_M"] // 2)})
+            yield Config.of(tile.warps, stages, None, **values)
+            yield Config.of(tile.warps, stages, None, **{**values, "GROUP_M": max(1, values["GROUP_M"] // 2)})
         return
     small = tile.m < 32 or tile.n < 32
     # 16 rows take half the registers of 32 on the way; gfx950's wide FP8 instructions have K = 128 there, 64 with 32.

@@ -136,7 +136,7 @@ def best(
         family = f"{variants[0].spec.family} ({variants[0].spec.name(dict(variants[0].constants))})"
         raise CompilerError(
             f"none of {len(variants)} configurations of {family} fits {profile.name} without spilling registers",
-            hint="let the ranking try more of them: --candidates 0",
+            hint="let the ranking try all of them (--candidates 0), or leave the target out",
         )
     _, variant, prediction = min(ranked, key=lambda item: item[0])
     return variant, prediction

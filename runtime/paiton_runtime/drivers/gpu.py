@@ -28,7 +28,7 @@ from paiton_runtime.drivers.device_library import DeviceLibrary
 from paiton_runtime.drivers.host_mirror import HostMirror
 from paiton_runtime.drivers.peers import check_peers, enable_peers
 from paiton_runtime.drivers.rank_plan import RankPlan
-from paiton_runtime.drivers.rank_thread import RankThread, Work
+from paiton_runtime.drivers.rank_thread import RankThread, Work, results
 from paiton_runtime.host import Mapping as HostMapping
 from paiton_runtime.host import Stop
 from paiton_runtime.loader import DeviceDestination, FileLoad, load
@@ -112,7 +112,7 @@ class GpuDriver:
 
     def _on_every_rank(self, work: Callable[[_Rank], T]) -> list[T]:
         """Runs `work` on all ranks at once; raises the first error after all have ended."""
-        return _results([rank.thread.submit(partial(work, rank)) for rank in self._ranks])
+        return results([rank.thread.submit(partial(work, rank)) for rank in self._ranks])
 
     def _create_stream(self, rank: _Rank) -> None:
         self.library.set_device(rank.ordinal)
@@ -222,7 +222,7 @@ class GpuDriver:
                 made.append(DeviceGraph(plan, DeviceTemplate(plan, self._kernels), none, [0] * len(self._ranks)))
                 works += [rank.thread.submit(partial(self._build, rank, made[-1])) for rank in self._ranks]
         finally:
-            _results(works)
+            results(works)
         self.built += made
         return made
 
@@ -271,14 +271,18 @@ class GpuDriver:
         made = [graph for graph in graphs if isinstance(graph, DeviceGraph)]
         if len(made) != len(graphs):
             raise PaitonError("a graph of another driver was given to the GPU driver")
+        self._on_every_rank(lambda rank: self._guarded_step(rank, made))
+
+    def _guarded_step(self, rank: _Rank, graphs: Sequence[DeviceGraph]) -> None:
         try:
-            self._on_every_rank(lambda rank: self._step(rank, made))
+            self._step(rank, graphs)
         except DeviceFaultError as fault:
             if self.executor == "serial":
                 raise
-            names = " or ".join(f"{g.plan.family}-t{g.plan.tokens}-r{g.plan.requests}" for g in made)
+            names = " or ".join(f"{g.plan.family}-t{g.plan.tokens}-r{g.plan.requests}" for g in graphs)
+            where = f"running plan {names}" + (f" on rank {rank.number}" if len(self._ranks) > 1 else "")
             hint = "boot again with --executor serial to learn which launch"
-            raise DeviceFaultError(f"running plan {names}", fault.name, fault.code, hint=hint) from fault
+            raise DeviceFaultError(where, fault.name, fault.code, hint=hint) from fault
 
     def _step(self, rank: _Rank, graphs: Sequence[DeviceGraph]) -> None:
         mirror, library = self._required_mirror(), self.library
@@ -392,11 +396,3 @@ class GpuDriver:
         with suppress(DeviceFaultError):
             if rank.stream:
                 self.library.synchronise_stream(rank.stream)
-
-
-def _results(works: Sequence[Work[T]]) -> list[T]:
-    """Waits for all works; returns what they returned, or raises the first error."""
-    errors = [error for work in works if (error := work.error()) is not None]
-    if errors:
-        raise errors[0]
-    return [work.result() for work in works]

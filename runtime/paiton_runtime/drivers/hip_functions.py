@@ -34,7 +34,7 @@ PROPERTIES = {
 
 
 NODE_ATTRIBUTES = {
-    "access policy window": (1, 28),
+    "access policy window": (1, 32),
     "cooperative": (2, 4),
     "priority": (8, 4),
     "memory synchronisation domain map": (9, 2),

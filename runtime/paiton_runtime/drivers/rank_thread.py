@@ -6,7 +6,7 @@ work, of which every step gives one to every rank.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from threading import Lock, Thread
 from typing import Any, Generic, TypeVar
@@ -82,3 +82,11 @@ class RankThread:
             self._closed = True
             self._queue.put(None)
             self._thread.join()
+
+
+def results(works: Sequence[Work[T]]) -> list[T]:
+    """Waits for all works; returns what they returned, or raises the first error."""
+    errors = [error for work in works if (error := work.error()) is not None]
+    if errors:
+        raise errors[0]
+    return [work.result() for work in works]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -128,18 +128,24 @@ def _reachable(waves: Waves, access: Access, nbytes: int) -> Array | None:
     return inside if waves.all_active else inside & waves.active
 
 
+def _words_at_the_end(waves: Waves, access: Access, nbytes: int) -> Iterator[tuple[int, Array]]:
+    """Yields, where a buffer ends inside lanes' accesses, each word that lies before the end, and for which lanes."""
+    if access.room is None or nbytes <= 4:
+        return
+    cut = waves.active & (access.room >= 4) & (access.room < nbytes)
+    if cut.any():
+        for word in range(nbytes // 4):
+            yield word, cut & (access.room >= 4 * word + 4)
+
+
 def _load_words(waves: Waves, access: Access, nbytes: int) -> Array:
     """Returns uint32[W, 64, words]; of a buffer's last element, the words that lie inside."""
     memory = waves.environment.memory
     mask = _reachable(waves, access, nbytes)
     result = memory.load(access.addresses, nbytes, mask)
-    if nbytes > 4 and access.room is not None:
-        partly = waves.active & (access.room >= 4) & (access.room < nbytes)
-        if partly.any():
-            for word in range(nbytes // 4):
-                inside = partly & (access.room >= 4 * word + 4)
-                part = memory.load(access.addresses + _U64(4 * word), 4, inside)[..., 0]
-                result[..., word] = np.where(inside, part, result[..., word])
+    for word, inside in _words_at_the_end(waves, access, nbytes):
+        part = memory.load(access.addresses + _U64(4 * word), 4, inside)[..., 0]
+        result[..., word] = np.where(inside, part, result[..., word])
     return result
 
 
@@ -220,13 +226,9 @@ def _store(instruction: Instruction, segment: str, nbytes: int, *, high: bool) -
         values = waves.u32[row : row + words].transpose(1, 2, 0)
         if high:
             values = values >> _U32(16)
-        mask = _reachable(waves, where, nbytes)
-        if mask is not None and nbytes > 4 and where.room is not None and not mask.all():
-            for word in range(words):
-                inside = waves.active & (where.room >= 4 * word + 4)
-                memory.store(where.addresses + _U64(4 * word), values[..., word : word + 1], 4, inside)
-        else:
-            memory.store(where.addresses, values, nbytes, mask)
+        memory.store(where.addresses, values, nbytes, _reachable(waves, where, nbytes))
+        for word, inside in _words_at_the_end(waves, where, nbytes):
+            memory.store(where.addresses + _U64(4 * word), values[..., word : word + 1], 4, inside)
 
     return action
 

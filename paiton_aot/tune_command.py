@@ -19,15 +19,16 @@ from paiton_aot.tune import TuneResult, tune
 from paiton_aot.tune_bench import Protocol, opened, profile_of
 from paiton_artifacts.command_line import CommandParser
 from paiton_artifacts.errors import UsageError
-from paiton_kernels.gpu.devices import TARGETS, profile_named, target_named
+from paiton_kernels.gpu.devices import DEFAULT_PROFILES, TARGETS, Target, profile_named, target_named
 from paiton_kernels.gpu.families import FAMILIES
 from paiton_kernels.gpu.spec import Step
-from paiton_kernels.gpu.tuning import Request
+from paiton_kernels.gpu.tuning import Request, record_table
 
 _SHAPES_HINT = "a list of objects: family, constants, tokens, requests, and context if it matters"
 
 _EPILOG = """examples:
   paiton-build tune ./Llama-3.1-8B --target cuda:sm_90 -o h200.json
+  paiton-build tune ./Llama-3.1-8B --target hip:gfx942 --static -o mi300x.json    without a device
   paiton-build tune --shapes shapes.json --target hip:gfx942 --profile mi300x -o mi300x.json
   paiton-build ./Llama-3.1-8B --target cuda:sm_90 --tuning-table h200.json -o llama.bundle
 
@@ -51,6 +52,8 @@ def tune_command(argv: Sequence[str]) -> int:
         profile_named(args.profile)  # a wrong name needs no device to be found
     options = _options(args)
     requests = read_requests(args.shapes) if args.shapes else model_requests(args.model, options)
+    if args.static:
+        return _rank(args, target, requests, options.cache_dir)
     with opened(target, args.device) as bench:
         profile = profile_of(bench.device, args.profile)
         with Progress(not args.quiet).bar(f"tune {profile.name}", len(requests), "kernel") as advance:
@@ -68,6 +71,18 @@ def tune_command(argv: Sequence[str]) -> int:
             )
     if not args.quiet:
         sys.stderr.write(summary(result, args.output))
+    return 0
+
+
+def _rank(args: argparse.Namespace, target: Target, requests: Sequence[Request], cache_dir: Path) -> int:
+    """Writes what static ranking chooses, for which no device is needed."""
+    profile = profile_named(args.profile or DEFAULT_PROFILES[target.name])
+    if profile.target != target.name:
+        raise UsageError(f"--profile {profile.name} is a device of {profile.target}, not of {target.name}")
+    with Progress(not args.quiet).bar(f"rank {profile.name}", len(requests), "kernel") as advance:
+        table = record_table(args.output, requests, target, profile, cache_dir, args.candidates, advance)
+    if not args.quiet:
+        sys.stderr.write(f"{args.output}: {len(table.entries)} entries\n")
     return 0
 
 
@@ -146,6 +161,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--target", metavar="TARGET", required=True, help=f"one of {', '.join(TARGETS)}")
     parser.add_argument("--profile", metavar="DEVICE", help="what the device is called (default: found by its size)")
     parser.add_argument("--device", type=int, default=0, metavar="N", help="which device of this machine (default: 0)")
+    parser.add_argument(
+        "--static", action="store_true", help="measure nothing: rank what the compiler makes of the configurations"
+    )
     parser.add_argument("--resume", action="store_true", help="keep the entries that the table has already")
     parser.add_argument(
         "--candidates", type=int, default=0, metavar="N", help="configurations to try (default: 0, all)"

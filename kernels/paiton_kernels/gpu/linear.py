@@ -12,10 +12,10 @@ import triton.language as tl
 from paiton_kernels.gpu.fp8 import dynamic_scale, reciprocal
 from paiton_kernels.gpu.last_arriver import arrives_last
 from paiton_kernels.gpu.linear_cases import cases
-from paiton_kernels.gpu.linear_epilogue import members, store_rope, store_silu
+from paiton_kernels.gpu.linear_epilogue import scale_rows, store_plain, store_rope, store_silu
 from paiton_kernels.gpu.linear_shape import check, grid, name, work, workspace
 from paiton_kernels.gpu.linear_space import space
-from paiton_kernels.gpu.linear_tile import first_member, paired_rows, place, product
+from paiton_kernels.gpu.linear_tile import first_weight_row, place, product, store_part, sum_of_parts, weight_rows
 from paiton_kernels.gpu.spec import GpuArg, GpuKernelSpec
 
 
@@ -64,6 +64,8 @@ def _kernel(
     FP8_UNIT: tl.constexpr,
 ):
     TILES_N: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
+    PAIRED: tl.constexpr = EPILOGUE == "SILU" or EPILOGUE == "ROPE"
+    HALF: tl.constexpr = HEAD_DIM // 2 if EPILOGUE == "ROPE" else N // 2
     rows = tl.load(counts + (2 if ROWS == "LOGITS" else 0))
     tiles_m = (rows + BLOCK_M - 1) // BLOCK_M
     program = tl.program_id(0)
@@ -74,110 +76,45 @@ def _kernel(
     # Rows and columns beyond the ends repeat a real one, so that loads need no mask: masked ones are branches on AMD,
     # each with a wait. Offsets are seen not to be negative, which lets AMD's loads take 32 bits of them.
     first_row, first_column = tile_m * BLOCK_M, tile_n * BLOCK_N
-    PAIRED: tl.constexpr = EPILOGUE == "SILU" or EPILOGUE == "ROPE"
-    HALF: tl.constexpr = HEAD_DIM // 2 if EPILOGUE == "ROPE" else N // 2
     x_row = tl.maximum(tl.minimum(tl.arange(0, BLOCK_M), rows - 1 - first_row), 0)
     row, real = first_row + x_row, first_row + tl.arange(0, BLOCK_M) < rows
-    if PAIRED:
-        first_pair = first_column // 2
-        w_first = first_pair if EPILOGUE == "SILU" else first_pair // HALF * (2 * HALF) + first_pair % HALF
-        w_row = paired_rows(BLOCK_N, HALF)
-    else:
-        w_first = first_column
-        w_row = tl.arange(0, BLOCK_N)
+    w_first = first_weight_row(first_column, PAIRED, HALF)
+    w_row = weight_rows(BLOCK_N, PAIRED, HALF)
     if N % BLOCK_N:
         w_row = tl.where(first_column + tl.arange(0, BLOCK_N) < N, w_row, 0)
-
-    inverse = None
-    if A_SCALE == "AMAX":
-        a_scale_of_row = dynamic_scale(tl.load(a_scale + row))
-        inverse = reciprocal(a_scale_of_row, FP8_UNIT)
+    x_tile, w_tile = a + first_row.to(tl.int64) * K, weight + w_first.to(tl.int64) * ROW_STRIDE
+    inverse = reciprocal(dynamic_scale(tl.load(a_scale + row)), FP8_UNIT) if A_SCALE == "AMAX" else None
     tile = product(
-        a + first_row.to(tl.int64) * K,
-        x_row,
-        weight + w_first.to(tl.int64) * ROW_STRIDE,
-        w_row,
-        inverse,
-        split,
-        K,
-        ROW_STRIDE,
-        A,
-        A_SCALE,
-        BLOCK_M,
-        BLOCK_N,
-        BLOCK_K,
-        SPLIT_K,
-        SWAP,
-        FP8_UNIT,
+        *(x_tile, x_row, w_tile, w_row, inverse, split, K, ROW_STRIDE, A, A_SCALE),
+        *(BLOCK_M, BLOCK_N, BLOCK_K, SPLIT_K, SWAP, FP8_UNIT),
     )
+
     if SPLIT_K > 1:
-        number, column = tile_m * TILES_N + tile_n, tl.arange(0, BLOCK_N)
+        number = tile_m * TILES_N + tile_n
         parts = workspace + number.to(tl.int64) * (SPLIT_K * BLOCK_M * BLOCK_N)
-        part = parts + split * (BLOCK_M * BLOCK_N)
-        tl.store(part + tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + column[None, :], tile, mask=real[:, None])
+        store_part(tile, parts, split, real, BLOCK_M, BLOCK_N)
         if not arrives_last(semaphores + number, SPLIT_K):
             return
-        parts += x_row[:, None] * BLOCK_N + column[None, :]
-        tile = tl.load(parts, cache_modifier=".cg")
-        for other in tl.static_range(1, SPLIT_K):
-            tile += tl.load(parts + other * (BLOCK_M * BLOCK_N), cache_modifier=".cg")
+        tile = sum_of_parts(parts, x_row, SPLIT_K, BLOCK_M, BLOCK_N)
         tl.store(semaphores + number, 0)
 
-    if A_SCALE == "AMAX":
-        tile *= (a_scale_of_row * (FP8_UNIT * FP8_UNIT))[:, None]
-    elif A_SCALE == "ROW":
-        tile *= (tl.load(a_scale + row) * (FP8_UNIT * FP8_UNIT))[:, None]
-    elif A_SCALE == "TENSOR":
-        tile *= tl.load(a_scale) * (FP8_UNIT * FP8_UNIT)
-    elif WEIGHT == "FP8":
-        tile *= FP8_UNIT
-    if PAIRED:
-        first, second = members(tile, BLOCK_M, BLOCK_N)
-        place_of_pair = tl.arange(0, BLOCK_N // 2)
-        pair = first_pair + place_of_pair
-        covered = (pair < N // 2) | (N % BLOCK_N == 0)
-        if WEIGHT != "BF16":
-            scale_of = scale + w_first + first_member(place_of_pair, BLOCK_N, HALF)
-            first *= tl.load(scale_of, mask=covered, other=0.0)[None, :]
-            second *= tl.load(scale_of + HALF, mask=covered, other=0.0)[None, :]
-        inside = real[:, None] & covered[None, :]
-        if EPILOGUE == "SILU":
-            store_silu(first, second, row, pair, real, inside, out, out_scale, out_amax, N, OUT, AMAX, FP8_UNIT)
-        else:
-            store_rope(
-                first,
-                second,
-                row,
-                first_pair,
-                pair,
-                inside,
-                out,
-                rope,
-                positions,
-                request_of,
-                block_tables,
-                block_table_stride,
-                kv,
-                kv_block_stride,
-                k_scale,
-                v_scale,
-                Q_HEADS,
-                KV_HEADS,
-                HEAD_DIM,
-                KV,
-                FP8_UNIT,
-            )
+    tile = scale_rows(tile, a_scale, row, A_SCALE, WEIGHT, FP8_UNIT)
+    if not PAIRED:
+        store_plain(
+            *(tile, scale, row, real, first_column, out, out_stride),
+            *(N, WEIGHT, EPILOGUE, BLOCK_N),
+        )
+    elif EPILOGUE == "SILU":
+        store_silu(
+            *(tile, scale, row, real, first_column, out, out_scale, out_amax),
+            *(N, WEIGHT, OUT, AMAX, BLOCK_M, BLOCK_N, FP8_UNIT),
+        )
     else:
-        column = first_column + tl.arange(0, BLOCK_N)
-        covered = (column < N) | (N % BLOCK_N == 0)
-        if WEIGHT != "BF16":
-            tile *= tl.load(scale + column, mask=covered, other=0.0)[None, :]
-        if EPILOGUE == "ADD":
-            to = out + row.to(tl.int64)[:, None] * N + column[None, :]
-            tile += tl.load(to, mask=covered[None, :], other=0.0)
-        else:
-            to = out + row.to(tl.int64)[:, None] * out_stride + column[None, :]
-        tl.store(to, tile, mask=real[:, None] & covered[None, :])
+        store_rope(
+            *(tile, scale, row, real, first_column, out, rope),
+            *(positions, request_of, block_tables, block_table_stride, kv, kv_block_stride, k_scale, v_scale),
+            *(N, WEIGHT, Q_HEADS, KV_HEADS, HEAD_DIM, KV, BLOCK_M, BLOCK_N, FP8_UNIT),
+        )
 
 
 LINEAR = GpuKernelSpec(

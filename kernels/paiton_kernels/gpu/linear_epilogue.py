@@ -1,49 +1,103 @@
-"""What becomes of the product of ``linear``: rounding, quantisation, SiLU, RoPE, the KV cache."""
+"""What becomes of the product of ``linear``: scales, rounding, SiLU, RoPE, the KV cache.
+
+The stores below take the tile f32[BLOCK_M, BLOCK_N], its rows (i32[BLOCK_M]; those beyond the step's repeat one), which
+of them are real (i1[BLOCK_M]), and its first column. What else they take is an argument of ``linear``.
+"""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from paiton_kernels.gpu.fp8 import reciprocal, to_fp8
+from paiton_kernels.gpu.fp8 import dynamic_scale, reciprocal, to_fp8
+from paiton_kernels.gpu.linear_tile import first_member
 from paiton_kernels.spec import KV_BLOCK_TOKENS
 
 _BLOCK_TOKENS = tl.constexpr(KV_BLOCK_TOKENS)
 
 
 @triton.jit
-def members(tile, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Splits [BLOCK_M, BLOCK_N], in which neighbouring columns are pairs, into first and second members."""
-    return tl.split(tl.reshape(tile, (BLOCK_M, BLOCK_N // 2, 2)))
+def scale_rows(tile, a_scale, row, A_SCALE: tl.constexpr, WEIGHT: tl.constexpr, FP8_UNIT: tl.constexpr):
+    """Multiplies a tile by the scales of its activations and by what the target's FP8 type leaves out."""
+    if A_SCALE == "NONE":
+        return tile * FP8_UNIT if WEIGHT == "FP8" else tile
+    if A_SCALE == "TENSOR":
+        return tile * (tl.load(a_scale) * (FP8_UNIT * FP8_UNIT))
+    scale = tl.load(a_scale + row)
+    if A_SCALE == "AMAX":
+        scale = dynamic_scale(scale)
+    return tile * (scale * (FP8_UNIT * FP8_UNIT))[:, None]
+
+
+@triton.jit
+def store_plain(
+    tile,
+    scale,
+    row,
+    real,
+    first_column,
+    out,
+    out_stride,
+    N: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    EPILOGUE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Stores f32, or adds it to what is there."""
+    column = first_column + tl.arange(0, BLOCK_N)
+    covered = (column < N) | (N % BLOCK_N == 0)
+    if WEIGHT != "BF16":
+        tile *= tl.load(scale + column, mask=covered, other=0.0)[None, :]
+    stride = N if EPILOGUE == "ADD" else out_stride
+    to = out + row.to(tl.int64)[:, None] * stride + column[None, :]
+    if EPILOGUE == "ADD":
+        tile += tl.load(to, mask=covered[None, :], other=0.0)
+    tl.store(to, tile, mask=real[:, None] & covered[None, :])
+
+
+@triton.jit
+def _members(
+    tile,
+    scale,
+    real,
+    first_column,
+    HALF: tl.constexpr,
+    N: tl.constexpr,
+    WEIGHT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Returns the scaled first and second members of pairs, the pairs' numbers, and which elements are real."""
+    first, second = tl.split(tl.reshape(tile, (BLOCK_M, BLOCK_N // 2, 2)))
+    pair = first_column // 2 + tl.arange(0, BLOCK_N // 2)
+    covered = (pair < N // 2) | (N % BLOCK_N == 0)
+    if WEIGHT != "BF16":
+        scale += first_member(pair, HALF)
+        first *= tl.load(scale, mask=covered, other=0.0)[None, :]
+        second *= tl.load(scale + HALF, mask=covered, other=0.0)[None, :]
+    return first, second, pair, real[:, None] & covered[None, :]
 
 
 @triton.jit
 def store_silu(
-    gate,
-    up,
+    tile,
+    scale,
     row,
-    pair,
     real,
-    inside,
+    first_column,
     out,
     out_scale,
     out_amax,
     N: tl.constexpr,
+    WEIGHT: tl.constexpr,
     OUT: tl.constexpr,
     AMAX: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
     FP8_UNIT: tl.constexpr,
 ):
-    """Stores silu(gate) * up, rounded to bf16 and, for OUT=FP8, from there to FP8.
-
-    Args:
-        gate: f32[BLOCK_M, BLOCK_N / 2].
-        up: likewise.
-        row: i32[BLOCK_M], rows of `out`; those beyond the step's repeat one.
-        pair: i32[BLOCK_N / 2], columns of `out`.
-        real: i1[BLOCK_M], which rows are the step's.
-        inside: i1[BLOCK_M, BLOCK_N / 2], which elements are.
-        out: see the arguments of `linear`, as all below.
-    """
+    """Stores silu(first member) * second member, rounded to bf16 and, for OUT=FP8, from there to FP8."""
+    gate, up, pair, inside = _members(tile, scale, real, first_column, N // 2, N, WEIGHT, BLOCK_M, BLOCK_N)
     value = (gate / (1.0 + tl.exp(-gate)) * up).to(tl.bfloat16)
     to = out + row.to(tl.int64)[:, None] * (N // 2) + pair[None, :]
     if OUT == "FP8":
@@ -99,12 +153,11 @@ def _store_kv(
 
 @triton.jit
 def store_rope(
-    low,
-    high,
+    tile,
+    scale,
     row,
-    first_pair,
-    pair,
-    inside,
+    real,
+    first_column,
     out,
     rope,
     positions,
@@ -115,53 +168,32 @@ def store_rope(
     kv_block_stride,
     k_scale,
     v_scale,
+    N: tl.constexpr,
+    WEIGHT: tl.constexpr,
     Q_HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     KV: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
     FP8_UNIT: tl.constexpr,
 ):
-    """Rotates heads of q and k by the table of cosines and sines, stores q, writes k and v into the KV cache.
-
-    Args:
-        low: f32[BLOCK_M, BLOCK_N / 2], the first halves of heads.
-        high: likewise, the second halves.
-        row: i32[BLOCK_M], tokens; those beyond the step's repeat one.
-        first_pair: the tile's first pair, a number of `pair`.
-        pair: i32[BLOCK_N / 2], consecutive.
-        inside: i1[BLOCK_M, BLOCK_N / 2], which elements are the step's.
-        out: see the arguments of `linear`, as all below.
-    """
+    """Rotates heads of q and k by the table of cosines and sines, stores q, writes k and v into the KV cache."""
     HALF: tl.constexpr = HEAD_DIM // 2
+    low, high, pair, inside = _members(tile, scale, real, first_column, HALF, N, WEIGHT, BLOCK_M, BLOCK_N)
     head, i = pair // HALF, pair % HALF
     rotated = (head < Q_HEADS + KV_HEADS)[None, :]
     angle = rope + row[:, None] * HEAD_DIM + i[None, :]
     cosine = tl.where(rotated, tl.load(angle), 1.0)
     sine = tl.where(rotated, tl.load(angle + HALF), 0.0)
     low, high = low * cosine - high * sine, high * cosine + low * sine
-    if first_pair < Q_HEADS * HALF:
+    if first_column < Q_HEADS * HEAD_DIM:
         to = out + row.to(tl.int64)[:, None] * (Q_HEADS * HEAD_DIM) + (head * HEAD_DIM + i)[None, :]
         is_q = inside & (head < Q_HEADS)[None, :]
         tl.store(to, low.to(tl.bfloat16), mask=is_q)
         tl.store(to + HALF, high.to(tl.bfloat16), mask=is_q)
-    if first_pair + pair.shape[0] > Q_HEADS * HALF:
+    if first_column + BLOCK_N > Q_HEADS * HEAD_DIM:
         _store_kv(
-            low,
-            high,
-            row,
-            head - Q_HEADS,
-            i,
-            inside,
-            positions,
-            request_of,
-            block_tables,
-            block_table_stride,
-            kv,
-            kv_block_stride,
-            k_scale,
-            v_scale,
-            KV_HEADS,
-            HEAD_DIM,
-            KV,
-            FP8_UNIT,
+            *(low, high, row, head - Q_HEADS, i, inside, positions, request_of, block_tables, block_table_stride),
+            *(kv, kv_block_stride, k_scale, v_scale, KV_HEADS, HEAD_DIM, KV, FP8_UNIT),
         )

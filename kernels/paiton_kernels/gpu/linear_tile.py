@@ -31,20 +31,33 @@ def place(program, tiles_m, TILES_N: tl.constexpr, SPLIT_K: tl.constexpr, GROUP_
 
 
 @triton.jit
-def paired_rows(BLOCK_N: tl.constexpr, HALF: tl.constexpr):
-    """Returns i32[BLOCK_N]: which weight row, relative to a tile's first, is behind each of its columns.
+def first_member(pair, HALF: tl.constexpr):
+    """Returns the weight row of the first member of a pair; the second one's is HALF rows further.
 
-    Pairs are (i, i + HALF) within blocks of 2 * HALF rows. The members of a pair are neighbouring columns: they end up
-    in the registers of one thread, whatever the matrix instruction.
+    Pairs are (i, i + HALF) within blocks of 2 * HALF rows.
     """
-    column = tl.arange(0, BLOCK_N)
-    return first_member(column // 2, BLOCK_N, HALF) + column % 2 * HALF
+    return pair // HALF * (2 * HALF) + pair % HALF
 
 
 @triton.jit
-def first_member(pair, BLOCK_N: tl.constexpr, HALF: tl.constexpr):
-    """Returns the row of a pair's first member, relative to that of the tile's first pair."""
-    return pair if BLOCK_N <= 2 * HALF else pair // HALF * (2 * HALF) + pair % HALF
+def first_weight_row(column, PAIRED: tl.constexpr, HALF: tl.constexpr):
+    """Returns the weight row behind a tile's first column."""
+    return first_member(column // 2, HALF) if PAIRED else column
+
+
+@triton.jit
+def weight_rows(BLOCK_N: tl.constexpr, PAIRED: tl.constexpr, HALF: tl.constexpr):
+    """Returns i32[BLOCK_N]: the weight row behind each of a tile's columns, relative to the first one.
+
+    The members of a pair are neighbouring columns: they end up in the registers of one thread, whatever the matrix
+    instruction.
+    """
+    column = tl.arange(0, BLOCK_N)
+    if not PAIRED:
+        return column
+    pair = column // 2
+    # Tiles begin at the first of 2 * HALF rows unless they are smaller.
+    return (pair if BLOCK_N <= 2 * HALF else first_member(pair, HALF)) + column % 2 * HALF
 
 
 @triton.jit
@@ -123,3 +136,20 @@ def product(
             left, right = _convert(left, right, inverse, A, A_SCALE, SWAP, FP8_UNIT)
             accumulator = tl.dot(left, right, accumulator, max_num_imprecise_acc=EXACT_EVERY)
     return tl.trans(accumulator) if SWAP else accumulator
+
+
+@triton.jit
+def store_part(tile, parts, split, real, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Leaves the product over one part of K in `parts`, f32[SPLIT_K][BLOCK_M][BLOCK_N]; `real`: which rows matter."""
+    place_in_part = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+    tl.store(parts + split * (BLOCK_M * BLOCK_N) + place_in_part, tile, mask=real[:, None])
+
+
+@triton.jit
+def sum_of_parts(parts, x_row, SPLIT_K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Returns the sum of what all programs of a tile have left, in the order of K; all loads are on their way at once."""
+    parts += x_row[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+    tile = tl.load(parts, cache_modifier=".cg")
+    for split in tl.static_range(1, SPLIT_K):
+        tile += tl.load(parts + split * (BLOCK_M * BLOCK_N), cache_modifier=".cg")
+    return tile

@@ -22,7 +22,7 @@ from paiton_kernels.gpu.compile_job import COMPILER, CompileJob
 from paiton_kernels.gpu.devices import Profile, Target
 from paiton_kernels.gpu.spec import Config, Constant, GpuKernelSpec, GpuVariant, Step
 from paiton_kernels.gpu.tuning_memory import memory_key, recall, remember
-from paiton_kernels.gpu.tuning_table import Entry, TuningTable, read_table, recorded_table
+from paiton_kernels.gpu.tuning_table import STATIC_RANKING, Entry, TuningTable, read_table, recorded_table
 
 SMALLEST_BUCKET = 16
 """Steps of fewer tokens, or fewer logits rows, than a tile of the matrix instructions share its configuration."""
@@ -199,7 +199,8 @@ def _looked_up(
     bucket, step = bucket_of(request, profile)
     for table in measured:
         if config := table.config(request.spec, request.shape, bucket):
-            return Choice(config, "measured")
+            ranked = table.entries[request.spec.family, request.shape, bucket].provenance == STATIC_RANKING
+            return Choice(config, "static" if ranked else "measured")
     space = replace(request, step=step).space(profile)
     if len(space) == 1:
         return Choice(space[0], "only")
@@ -263,7 +264,7 @@ class _Contest:
         except (OSError, ValueError, TypeError):
             return None
         found = [variant.config for variant in self.variants if variant.symbol == symbol]
-        return Entry(found[0], "static ranking", float(microseconds)) if found else None
+        return Entry(found[0], STATIC_RANKING, float(microseconds)) if found else None
 
     def remember(self, cache_dir: Path, variant: GpuVariant, microseconds: float) -> None:
         """Keeps a result."""

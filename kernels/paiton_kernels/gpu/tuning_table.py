@@ -22,6 +22,9 @@ FORMAT = 1
 RECORDED = Path(__file__).parent / "tables"
 """Folder of the tables that come with the kernels: one per profile."""
 
+STATIC_RANKING = "static ranking"
+"""Provenance of an entry that nothing was measured for."""
+
 _MAX_BYTES = 16 << 20
 _MAX_NUMBER = 1 << 20
 _MAX_WARPS = 32

@@ -81,7 +81,7 @@ def draft_chains(program: Program, tensors: Sequence[Tensor], shape: Shape) -> l
         drafts = Lowering(program, table, shape, bucket).forward()
         chains.append(Chain("forward", bucket, tuple(drafts)))
     for requests in sorted({min(FEW_ROWS, shape.max_requests), shape.max_requests}):
-        bucket = Bucket(requests, requests)
+        bucket = Bucket(min(requests, shape.max_tokens), requests)
         chains.append(Chain("sample", bucket, tuple(Lowering(program, table, shape, bucket).sample())))
     bucket = Bucket(1, 1)
     chains.append(Chain("history", bucket, tuple(Lowering(program, table, shape, bucket).history())))

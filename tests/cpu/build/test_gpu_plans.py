@@ -1,4 +1,4 @@
-"""Plans of GPU targets: few launches, disjoint live scratch, extents inside regions, arguments where kernels want them."""
+"""Plans of GPU targets: few launches, disjoint live scratch, extents inside regions, arguments where they belong."""
 
 from __future__ import annotations
 

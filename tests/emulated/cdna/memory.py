@@ -164,7 +164,8 @@ class DeviceMemory:
         """
         if not array.flags["C_CONTIGUOUS"]:
             raise EmulationError(f"{name} is not contiguous")
-        return self._add(array.reshape(-1).view(np.uint8), name, writable=array.flags["WRITEABLE"], address=address)
+        data = np.asarray(array).reshape(-1).view(np.uint8)  # a plain array: subclasses such as memmap are slow
+        return self._add(data, name, writable=array.flags["WRITEABLE"], address=address)
 
     def free(self, address: int) -> None:
         """Ends an allocation, reservation or mapping; later accesses fault.

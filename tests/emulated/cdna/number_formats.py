@@ -7,12 +7,16 @@ variants of AMD's CDNA3 instruction set (finite, one zero, NaN is the code of mi
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 Words = NDArray[np.uint32]
+
+_FLOAT64_MAGNITUDE: Final = np.int64(0x7FFF_FFFF_FFFF_FFFF)
+_BEYOND: Final = 2.0**200
+"""More than any format holds, and than any scaled float32 is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,18 +81,24 @@ class SmallFloat:
         Returns:
             Codes, uint32.
         """
-        exact = np.asarray(values, np.float64)
-        magnitude = np.where(np.isfinite(exact), np.abs(exact), 0.0)
-        leading = np.where(magnitude == 0, -np.inf, np.frexp(magnitude)[1] - 1)
-        lead = np.maximum(leading, 1 - self.bias).astype(np.int64)  # exponent of the leading bit, as in subnormals
-        steps = np.rint(np.ldexp(magnitude, self.mantissa_bits - lead)).astype(np.int64)
-        code = ((lead + self.bias - 1) << self.mantissa_bits) + steps
-        over = (code > self.largest) | np.isinf(exact)
-        beyond = {"ieee": self.largest + 1, "finite": self.largest}.get(self.special, self.nan)
-        code = np.where(over, np.where(saturate, self.largest, beyond), code)
-        unsigned = ((code == 0) | (code == self.nan)) & (self.special == "fnuz")
-        code = np.where(np.signbit(exact) & ~unsigned, code | self.sign, code)
-        return np.where(np.isnan(exact), self.nan, code).astype(np.uint32)
+        exact = np.array(values, np.float64)
+        bits = exact.view(np.int64)
+        negative = bits < 0
+        bits &= _FLOAT64_MAGNITUDE
+        special = exact >= _BEYOND  # infinite, NaN compares false
+        exact[~(exact < _BEYOND)] = 0
+        lead = np.maximum((bits >> 52) - 1023, 1 - self.bias)  # exponent of the leading bit, as in subnormals
+        unit = ((self.mantissa_bits - lead + 1023) << 52).view(np.float64)
+        code = ((lead + (self.bias - 1)) << self.mantissa_bits) + np.rint(exact * unit).astype(np.int64)
+        over = (code > self.largest) | special
+        if over.any():
+            beyond = {"ieee": self.largest + 1, "finite": self.largest}.get(self.special, self.nan)
+            code = np.where(over, np.where(saturate, self.largest, beyond), code)
+        signed = code | (negative.astype(np.int64) * self.sign)
+        if self.special == "fnuz":  # has no minus zero
+            signed = np.where(code == 0, 0, signed)
+        nan = np.isnan(values)
+        return (np.where(nan, self.nan, signed) if nan.any() else signed).astype(np.uint32)
 
 
 E4M3FNUZ = SmallFloat(4, 3, 8, "fnuz")

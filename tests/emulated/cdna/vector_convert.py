@@ -66,7 +66,7 @@ def _pack_bytes(instruction: Instruction, format_: SmallFloat, sources: list[Rea
 
     def action(waves: Waves) -> None:
         saturate = _saturates(waves)
-        low, high = (format_.encode(read(waves), saturate) for read in (first, second))
+        low, high = format_.encode(np.stack(np.broadcast_arrays(first(waves), second(waves))), saturate)
         waves.write(row, (waves.u32[row] & kept) | ((low | (high << _U32(8))) << shift))
 
     return action

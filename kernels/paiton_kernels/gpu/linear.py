@@ -15,7 +15,7 @@ from paiton_kernels.gpu.linear_cases import cases
 from paiton_kernels.gpu.linear_epilogue import scale_rows, store_plain, store_rope, store_silu
 from paiton_kernels.gpu.linear_shape import check, grid, name, work, workspace
 from paiton_kernels.gpu.linear_space import space
-from paiton_kernels.gpu.linear_tile import first_weight_row, place, product, store_part, sum_of_parts, weight_rows
+from paiton_kernels.gpu.linear_tile import place, product, store_part, sum_of_parts, weight_rows
 from paiton_kernels.gpu.spec import GpuArg, GpuKernelSpec
 
 
@@ -64,8 +64,8 @@ def _kernel(
     FP8_UNIT: tl.constexpr,
 ):
     TILES_N: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
-    PAIRED: tl.constexpr = EPILOGUE == "SILU" or EPILOGUE == "ROPE"
-    HALF: tl.constexpr = HEAD_DIM // 2 if EPILOGUE == "ROPE" else N // 2
+    # From the first to the second member of a pair of rows that the epilogue takes together; 0 for STORE and ADD.
+    HALF: tl.constexpr = N // 2 if EPILOGUE == "SILU" else HEAD_DIM // 2
     rows = tl.load(counts + (2 if ROWS == "LOGITS" else 0))
     tiles_m = (rows + BLOCK_M - 1) // BLOCK_M
     program = tl.program_id(0)
@@ -78,12 +78,11 @@ def _kernel(
     first_row, first_column = tile_m * BLOCK_M, tile_n * BLOCK_N
     x_row = tl.maximum(tl.minimum(tl.arange(0, BLOCK_M), rows - 1 - first_row), 0)
     row, real = first_row + x_row, first_row + tl.arange(0, BLOCK_M) < rows
-    w_first = first_weight_row(first_column, PAIRED, HALF)
-    w_row = weight_rows(BLOCK_N, PAIRED, HALF)
-    if N % BLOCK_N:
-        w_row = tl.where(first_column + tl.arange(0, BLOCK_N) < N, w_row, 0)
+    w_first, w_row = weight_rows(first_column, HALF, N, BLOCK_N)
     x_tile, w_tile = a + first_row.to(tl.int64) * K, weight + w_first.to(tl.int64) * ROW_STRIDE
-    inverse = reciprocal(dynamic_scale(tl.load(a_scale + row)), FP8_UNIT) if A_SCALE == "AMAX" else None
+    inverse = tl.full((BLOCK_M,), 1.0, tl.float32)
+    if A_SCALE == "AMAX":
+        inverse = reciprocal(dynamic_scale(tl.load(a_scale + row)), FP8_UNIT)
     tile = product(
         *(x_tile, x_row, w_tile, w_row, inverse, split, K, ROW_STRIDE, A, A_SCALE),
         *(BLOCK_M, BLOCK_N, BLOCK_K, SPLIT_K, SWAP, FP8_UNIT),
@@ -99,7 +98,7 @@ def _kernel(
         tl.store(semaphores + number, 0)
 
     tile = scale_rows(tile, a_scale, row, A_SCALE, WEIGHT, FP8_UNIT)
-    if not PAIRED:
+    if HALF == 0:
         store_plain(
             *(tile, scale, row, real, first_column, out, out_stride),
             *(N, WEIGHT, EPILOGUE, BLOCK_N),

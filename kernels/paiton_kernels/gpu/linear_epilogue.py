@@ -72,7 +72,7 @@ def _members(
     pair = first_column // 2 + tl.arange(0, BLOCK_N // 2)
     covered = (pair < N // 2) | (N % BLOCK_N == 0)
     if WEIGHT != "BF16":
-        scale += first_member(pair, HALF)
+        scale += first_member(pair, HALF, N)
         first *= tl.load(scale, mask=covered, other=0.0)[None, :]
         second *= tl.load(scale + HALF, mask=covered, other=0.0)[None, :]
     return first, second, pair, real[:, None] & covered[None, :]

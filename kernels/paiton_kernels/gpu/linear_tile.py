@@ -31,33 +31,32 @@ def place(program, tiles_m, TILES_N: tl.constexpr, SPLIT_K: tl.constexpr, GROUP_
 
 
 @triton.jit
-def first_member(pair, HALF: tl.constexpr):
+def first_member(pair, HALF: tl.constexpr, N: tl.constexpr):
     """Returns the weight row of the first member of a pair; the second one's is HALF rows further.
 
-    Pairs are (i, i + HALF) within blocks of 2 * HALF rows.
+    Pairs are (i, i + HALF) within blocks of 2 * HALF of the N rows.
     """
-    return pair // HALF * (2 * HALF) + pair % HALF
+    return pair if N == 2 * HALF else pair // HALF * (2 * HALF) + pair % HALF
 
 
 @triton.jit
-def first_weight_row(column, PAIRED: tl.constexpr, HALF: tl.constexpr):
-    """Returns the weight row behind a tile's first column."""
-    return first_member(column // 2, HALF) if PAIRED else column
+def weight_rows(column, HALF: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Returns the weight row behind a tile's first column, and i32[BLOCK_N] those of all columns relative to it.
 
-
-@triton.jit
-def weight_rows(BLOCK_N: tl.constexpr, PAIRED: tl.constexpr, HALF: tl.constexpr):
-    """Returns i32[BLOCK_N]: the weight row behind each of a tile's columns, relative to the first one.
-
-    The members of a pair are neighbouring columns: they end up in the registers of one thread, whatever the matrix
-    instruction.
+    HALF is 0 where there are no pairs. The members of a pair are neighbouring columns: they end up in the registers of
+    one thread, whatever the matrix instruction.
     """
-    column = tl.arange(0, BLOCK_N)
-    if not PAIRED:
-        return column
-    pair = column // 2
-    # Tiles begin at the first of 2 * HALF rows unless they are smaller.
-    return (pair if BLOCK_N <= 2 * HALF else first_member(pair, HALF)) + column % 2 * HALF
+    place_in_tile = tl.arange(0, BLOCK_N)
+    if HALF == 0:
+        first, rows = column, place_in_tile
+    else:
+        first = first_member(column // 2, HALF, N)
+        # Tiles begin with a block of pairs, or are within one.
+        rows = first_member(place_in_tile // 2, HALF, N if BLOCK_N > 2 * HALF else 2 * HALF)
+        rows += place_in_tile % 2 * HALF
+    if N % BLOCK_N:
+        rows = tl.where(column + place_in_tile < N, rows, 0)
+    return first, rows
 
 
 @triton.jit
@@ -147,7 +146,7 @@ def store_part(tile, parts, split, real, BLOCK_M: tl.constexpr, BLOCK_N: tl.cons
 
 @triton.jit
 def sum_of_parts(parts, x_row, SPLIT_K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Returns the sum of what all programs of a tile have left, in the order of K; all loads are on their way at once."""
+    """Returns the sum of what all programs of a tile have left, in the order of K; the loads wait for none other."""
     parts += x_row[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
     tile = tl.load(parts, cache_modifier=".cg")
     for split in tl.static_range(1, SPLIT_K):

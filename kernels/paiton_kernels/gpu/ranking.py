@@ -111,33 +111,26 @@ def predict(variant: GpuVariant, kernel: CompiledKernel, facts: IsaFacts, step: 
 
 def best(
     variants: Sequence[GpuVariant], kernels: Mapping[str, CompiledKernel], step: Step, profile: Profile
-) -> tuple[GpuVariant, Prediction]:
-    """Returns the variant that is predicted to be the fastest, and its prediction.
+) -> tuple[GpuVariant, Prediction] | None:
+    """Returns the variant that is predicted to be the fastest, and its prediction; None if none runs without spilling.
 
     Args:
         variants: that do the same, in the order in which ties are broken.
         kernels: by symbol; a variant that is missing here did not compile and is out.
         step: the bucket.
         profile: the device.
-
-    Raises:
-        CompilerError: none runs without spilling.
     """
     ranked = []
     for index, variant in enumerate(variants):
         kernel = kernels.get(variant.symbol)
-        if kernel is None or kernel.spills or not _fits(kernel, profile):
+        if kernel is None or kernel.spills or kernel.scratch_bytes or not _fits(kernel, profile):
             continue
         facts = isa_of(kernel)
         prediction = predict(variant, kernel, facts, step, profile)
         faults = shortcomings(facts, variant.spec.work(variant.values, step, profile))
         ranked.append(((len(faults), prediction.seconds, index), variant, prediction))
     if not ranked:
-        family = f"{variants[0].spec.family} ({variants[0].spec.name(dict(variants[0].constants))})"
-        raise CompilerError(
-            f"none of {len(variants)} configurations of {family} fits {profile.name} without spilling registers",
-            hint="let the ranking try all of them (--candidates 0), or leave the target out",
-        )
+        return None
     _, variant, prediction = min(ranked, key=lambda item: item[0])
     return variant, prediction
 

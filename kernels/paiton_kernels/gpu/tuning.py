@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -140,7 +140,8 @@ def choose(
         profile: the device that they run on.
         cache_dir: where compiled kernels and the ranking's results are kept.
         tables: files with measured choices; the first that has an answer wins.
-        candidates: how many configurations of a space the static ranking tries, the most promising first; 0 is all.
+        candidates: how many configurations of a space the static ranking tries, the most promising first, and more only
+            if all of them spill; 0 is all.
         advance: called with the number of requests decided since the last call.
 
     Raises:
@@ -225,7 +226,7 @@ def static_choices(
         contest = _Contest.of(request, target, profile, candidates)
         batch.append((request, contest))
         if contest.remembered(cache_dir) is None:
-            symbols |= {variant.symbol for variant in contest.variants}
+            symbols |= {variant.symbol for variant in contest.heats[0]}
         if len(symbols) >= _BATCH:
             yield from _decided(batch, target, cache_dir)
             batch, symbols = [], set()
@@ -234,9 +235,12 @@ def static_choices(
 
 @dataclass(frozen=True, slots=True)
 class _Contest:
-    """The variants that a request can choose from, at the step that stands for its bucket."""
+    """The variants that a request can choose from, at the step that stands for its bucket.
 
-    variants: tuple[GpuVariant, ...]
+    They run in heats: the first of which a variant runs without spilling has the winner.
+    """
+
+    heats: tuple[tuple[GpuVariant, ...], ...]
     step: Step
     profile: Profile
     key: str
@@ -245,14 +249,16 @@ class _Contest:
     def of(cls, request: Request, target: Target, profile: Profile, candidates: int) -> _Contest:
         _, step = bucket_of(request, profile)
         space = replace(request, step=step).space(profile)
-        variants = tuple(dict.fromkeys(request.variant(config) for config in space[: candidates or None]))
+        variants = tuple(dict.fromkeys(request.variant(config) for config in space))
+        length = candidates or len(variants)
+        heats = tuple(variants[start : start + length] for start in range(0, len(variants), length))
         spec = request.spec
-        facts: list[object] = [ranking.VERSION, profile]
+        facts: list[object] = [ranking.VERSION, profile, length]
         for variant in variants:
             values = variant.values
             costs = [cost(values, step, profile) for cost in (spec.grid, spec.work, spec.workspace)]
             facts.append((CompileJob.of(variant, target).key(spec.function), costs))
-        return cls(variants, step, profile, hashlib.sha256(repr(facts).encode()).hexdigest())
+        return cls(heats, step, profile, hashlib.sha256(repr(facts).encode()).hexdigest())
 
     def _path(self, cache_dir: Path) -> Path:
         return cache_dir / "gpu" / f"{self.key}.choice"
@@ -263,7 +269,7 @@ class _Contest:
             symbol, microseconds = json.loads(self._path(cache_dir).read_bytes())
         except (OSError, ValueError, TypeError):
             return None
-        found = [variant.config for variant in self.variants if variant.symbol == symbol]
+        found = [variant.config for heat in self.heats for variant in heat if variant.symbol == symbol]
         return Entry(found[0], STATIC_RANKING, float(microseconds)) if found else None
 
     def remember(self, cache_dir: Path, variant: GpuVariant, microseconds: float) -> None:
@@ -274,20 +280,38 @@ class _Contest:
 def _decided(
     batch: Sequence[tuple[Request, _Contest]], target: Target, cache_dir: Path
 ) -> Iterator[tuple[Request, Entry]]:
-    open_contests = [contest for _, contest in batch if contest.remembered(cache_dir) is None]
-    variants = {variant.symbol: variant for contest in open_contests for variant in contest.variants}
+    undecided = [contest for _, contest in batch if contest.remembered(cache_dir) is None]
     failures: dict[str, CompilerError] = {}
-    kernels = compile_all(list(variants.values()), target, cache_dir, failures=failures)
-    for contest in open_contests:
-        if failures.keys() >= {variant.symbol for variant in contest.variants}:
-            raise failures[contest.variants[0].symbol]
-        variant, prediction = ranking.best(contest.variants, kernels, contest.step, contest.profile)
-        contest.remember(cache_dir, variant, prediction.seconds * 1e6)
+    heat = 0
+    while undecided:
+        lost = [contest for contest in undecided if heat == len(contest.heats)]
+        if lost:
+            raise _none_left(lost[0], failures)
+        variants = {variant.symbol: variant for contest in undecided for variant in contest.heats[heat]}
+        kernels = compile_all(list(variants.values()), target, cache_dir, failures=failures)
+        for contest in list(undecided):
+            if found := ranking.best(contest.heats[heat], kernels, contest.step, contest.profile):
+                variant, prediction = found
+                contest.remember(cache_dir, variant, prediction.seconds * 1e6)
+                undecided.remove(contest)
+        heat += 1
     for request, contest in batch:
         entry = contest.remembered(cache_dir)
         if entry is None:
             raise CompilerError(f"what was chosen for kernel {request.spec.family} vanished from the cache {cache_dir}")
         yield request, entry
+
+
+def _none_left(contest: _Contest, failures: Mapping[str, CompilerError]) -> CompilerError:
+    """Returns the error that no variant can be chosen: the first compilation's, unless some did compile."""
+    variants = [variant for heat in contest.heats for variant in heat]
+    if failures.keys() >= {variant.symbol for variant in variants}:
+        return failures[variants[0].symbol]
+    family = f"{variants[0].spec.family} ({variants[0].spec.name(dict(variants[0].constants))})"
+    return CompilerError(
+        f"none of {len(variants)} configurations of {family} fits {contest.profile.name} without spilling registers",
+        hint="give one that does in a tuning table, or leave the target out",
+    )
 
 
 def record_table(

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from paiton_artifacts.errors import CompilerError, UnsupportedShapeError, UnsupportedVersionError, UsageError
-from paiton_kernels.gpu import tuning, tuning_table
-from paiton_kernels.gpu.compile import COMPILER, CompiledKernel
+from paiton_kernels.gpu import tuning_table
+from paiton_kernels.gpu.compile import COMPILER, CompiledKernel, compile_all
 from paiton_kernels.gpu.devices import PROFILES, TARGETS, Profile
 from paiton_kernels.gpu.embed import EMBED
 from paiton_kernels.gpu.families import FAMILIES
@@ -147,17 +147,16 @@ def test_candidates_limit_the_ranking_to_the_most_promising(tmp_path: Path) -> N
 def test_more_candidates_are_tried_where_the_first_spill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     configs = tuple(Config.of(4, 1, BLOCK=block) for block in (64, 128, 256, 512))
     asked = replace(request(), spec=replace(SCALE, space=lambda _constants, _step, _profile: configs))
-    real = tuning.compile_all
     spilling = {"block64", "block128"}
 
     def compiled(*args: Any, **kwargs: Any) -> dict[str, CompiledKernel]:
-        kernels = real(*args, **kwargs)
+        kernels = compile_all(*args, **kwargs)
         return {
             symbol: replace(kernel, spills=int(any(f"_{block}_" in symbol for block in spilling)))
             for symbol, kernel in kernels.items()
         }
 
-    monkeypatch.setattr(tuning, "compile_all", compiled)
+    monkeypatch.setattr("paiton_kernels.gpu.tuning.compile_all", compiled)
     assert choose([asked], GFX942, MI300X, tmp_path, candidates=1)[asked] == Choice(configs[2], "static")
     assert len(list((tmp_path / "gpu").glob("*.kernel"))) == 3
     spilling |= {"block256", "block512"}

@@ -56,7 +56,7 @@ def make_goldens(bundle: Path, tokenizer_json: bytes, mode: str) -> tuple[Golden
     """
     tokenizer = Tokenizer.from_str(tokenizer_json.decode())
     goldens = []
-    with boot(bundle, BootOptions(level=REFERENCE_LEVEL, golden_check=False)) as model:
+    with boot(bundle, BootOptions(target="cpu", level=REFERENCE_LEVEL, golden_check=False)) as model:
         vocabulary = model.manifest.model.vocab_size
         for plan in PLANS:
             ids = [id_ for id_ in tokenizer.encode(plan.text, add_special_tokens=False).ids if id_ < vocabulary]
@@ -76,7 +76,7 @@ def check_levels(bundle: Path, goldens: Sequence[Golden]) -> tuple[str, ...]:
     held = {code.level for code in open_bundle(bundle).manifest.code_objects}
     levels = [level for level in runnable_levels(cpu_flags()) if level in held and level != REFERENCE_LEVEL]
     for level in levels:
-        with boot(bundle, BootOptions(level=level, golden_check=False)) as model:
+        with boot(bundle, BootOptions(target="cpu", level=level, golden_check=False)) as model:
             for index, golden in enumerate(goldens):
                 check_golden(model, golden, f"level {level}, golden {index}")
     return tuple(levels)

@@ -37,7 +37,8 @@ class BootOptions:
         kv_tokens: tokens in the KV cache; None applies the rule of `budget`.
         golden_check: reproduce the recorded logits before the first request.
         pin: bind threads to processors where there are enough of them.
-        target: what to boot for; None takes a GPU that is here and that the bundle was built for, else the cpu.
+        target: what to boot for; None takes a GPU that is here and that the bundle was built for, unless a level is
+            named, else the cpu.
         devices: GPU of each rank; None takes the first ones.
         executor: on GPUs "graph", "launch", "serial" (launch, and wait for each kernel), or "auto" for graphs unless
             the driver's are known to be wrong.
@@ -76,7 +77,8 @@ def boot(path: Path, options: BootOptions | None = None, ledger: Ledger | None =
 def boot_bundle(bundle: Bundle, options: BootOptions | None, ledger: Ledger) -> Model:
     """Boots an opened bundle; see `boot`."""
     options = BootOptions() if options is None else options
-    if options.target != CPU and any(memory.target != CPU for memory in bundle.manifest.memory):
+    asked_for_cpu = options.target == CPU or (options.target is None and options.level is not None)
+    if not asked_for_cpu and any(memory.target != CPU for memory in bundle.manifest.memory):
         from paiton_runtime.targets import choose_devices  # noqa: PLC0415  (a boot on the cpu does without)
 
         if choice := choose_devices(bundle, options.target, options.devices):

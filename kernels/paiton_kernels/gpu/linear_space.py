@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import triton
 
 from paiton_kernels.gpu.devices import TARGETS, Profile, Target
-from paiton_kernels.gpu.linear_shape import ELEMENT_BYTES, rows, work
+from paiton_kernels.gpu.linear_shape import ELEMENT_BYTES, LOAD_BYTES, rows, work
 from paiton_kernels.gpu.spec import Config, Constant, Step
 
 CANDIDATES = 20
@@ -34,6 +34,9 @@ _SYNCHRONISATION = 100e-9
 """Seconds that a block waits in each pass through the loop over K, hidden by the others on its unit."""
 
 _MOST_PARTIAL_BYTES = 32 << 20
+_MOST_NARROW = 0.1
+"""Share of a pass that may be loaded in less than the widest loads."""
+
 _SHARED_RATE = 128 * 2e9
 
 
@@ -193,8 +196,10 @@ def _registers(launch: _Launch, tile: _Tile) -> int:
         carried += accumulators
     if launch.warp_groups and launch.converts and tile.m >= 64:  # weights as bf16, between shared memory and itself
         carried += tile.n * tile.k // (2 * threads)
-    residual = accumulators if launch.constants["EPILOGUE"] == "ADD" else 0
-    return accumulators + max(carried, residual) + 40
+    # What the epilogue loads for each element, all at once; on NVIDIA also what SILU has for each in between.
+    beside = ("ADD", "ROPE") if launch.target.backend == "hip" else ("ADD", "ROPE", "SILU")
+    behind = accumulators if launch.constants["EPILOGUE"] in beside else 0
+    return accumulators + max(carried, behind) + 40
 
 
 def _most_registers(launch: _Launch, tile: _Tile) -> int:
@@ -206,6 +211,11 @@ def _most_registers(launch: _Launch, tile: _Tile) -> int:
 
 def _fits(launch: _Launch, tile: _Tile) -> bool:
     if launch.shared_bytes(tile) > launch.target.max_shared_bytes or launch.pass_bytes(tile) > 64 << 10:
+        return False
+    operands = tile.m * tile.k * launch.bytes_a, tile.n * tile.k * launch.bytes_w
+    lanes = tile.warps * launch.target.warp_size
+    narrow = sum(size for size in operands if size < LOAD_BYTES * lanes)
+    if narrow > _MOST_NARROW * sum(operands):
         return False
     return _registers(launch, tile) <= _most_registers(launch, tile)
 

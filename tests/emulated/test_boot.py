@@ -23,6 +23,7 @@ from paiton_artifacts.errors import (
     UsageError,
 )
 from paiton_runtime.boot import BootOptions, boot
+from paiton_runtime.boot_device import BROKEN_GRAPHS
 from paiton_runtime.cli import main
 from paiton_runtime.model import Chunk, Sampling
 from tests.emulated.conftest import MakeHip
@@ -117,6 +118,17 @@ def test_a_damaged_blob_is_found_on_its_way(bundle: Path, tmp_path: Path) -> Non
 def test_what_cannot_be_is_refused(options: BootOptions, error: type[PaitonError], words: str, bundle: Path) -> None:
     with pytest.raises(error, match=words):
         boot(bundle, options)
+
+
+@pytest.mark.usefixtures("mi300x")
+def test_graphs_of_a_driver_that_replays_them_wrongly_are_not_used(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BROKEN_GRAPHS, "HIP 7.2", "replay with stale inputs")
+    with boot(bundle, BootOptions(kv_tokens=64)) as model:
+        assert model.ledger.rows["device"].note.endswith("launch")
+    with pytest.raises(UnsupportedHostError, match=r"graphs of HIP 7\.2\.\d+ replay with stale inputs"):
+        boot(bundle, BootOptions(kv_tokens=64, executor="graph"))
 
 
 def test_another_architecture_is_refused_by_name(bundle: Path, make_hip: MakeHip) -> None:

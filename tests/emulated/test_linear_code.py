@@ -115,7 +115,7 @@ def test_ampere_refuses_fp8() -> None:
 def test_every_wave_waits_for_its_partial_sums_before_they_are_announced(target: str) -> None:
     kernel, _ = _first(target, 1, {**_SHAPES["405B tp 8 qkv"], **STATIC})
     steps = (
-        r"global_store.*",
+        r"(?:global|buffer)_store.*",
         r"s_waitcnt vmcnt\(0\)",
         "s_barrier",
         "buffer_wbl2 sc1",

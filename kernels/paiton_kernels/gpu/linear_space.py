@@ -262,7 +262,7 @@ def _values(launch: _Launch, tile: _Tile) -> dict[str, int]:
     dies = launch.profile.dies
     # A square of tiles, in elements, for what a die works on at a time.
     square = math.sqrt(launch.profile.compute_units / dies * tile.n / tile.m)
-    group = min(triton.next_power_of_2(high), max(1, 1 << round(math.log2(square))), 16)
+    group = min(triton.next_power_of_2(high), 1 << max(0, round(math.log2(square))), 16)
     return {
         "BLOCK_M": tile.m,
         "BLOCK_N": tile.n,

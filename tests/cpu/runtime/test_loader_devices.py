@@ -180,7 +180,7 @@ def test_a_call_that_the_driver_refuses(
     offset = error.operation.rpartition(" ")[2]
     assert error.operation == f"{what}, with {tmp_path / 'blob'} loaded up to offset {offset}"
     assert int(offset) % SLOT == 0
-    assert abs(int(offset) // SLOT - number) <= 1  # there are two threads
+    assert int(offset) // SLOT <= number + 1  # of two threads, one may have fallen behind the other
 
 
 @pytest.mark.parametrize("number", [0, 20, 40])

@@ -22,9 +22,16 @@
     │   ├── FileSizeError
     │   ├── BoundsError
     │   ├── GoldenMismatchError
-    │   └── CaptureMismatchError
+    │   ├── CaptureMismatchError
+    │   ├── SignatureError
+    │   ├── UntrustedBundleError
+    │   └── ReproductionError
     ├── StoreError                   5
-    │   └── BundleNotFoundError
+    │   ├── BundleNotFoundError
+    │   ├── ObjectNotFoundError
+    │   ├── StoreAccessError
+    │   ├── StoreUnavailableError
+    │   └── TagMovedError
     ├── CheckpointError              6
     │   ├── CheckpointNotFoundError
     │   ├── CheckpointFormatError
@@ -150,6 +157,18 @@ class CaptureMismatchError(VerificationError):
     """What a driver captures from a stream, or makes of a plan, is not the plan."""
 
 
+class SignatureError(VerificationError):
+    """A signature is malformed, was made with a key that is not trusted, or is that of other files."""
+
+
+class UntrustedBundleError(VerificationError):
+    """Nothing that the policy accepts vouches for a bundle: no signature, no pinned digest, no opt-out."""
+
+
+class ReproductionError(VerificationError):
+    """Building the same inputs again gave other bytes."""
+
+
 class StoreError(PaitonError):
     """Reading from or writing to a place where bundles live failed."""
 
@@ -158,6 +177,22 @@ class StoreError(PaitonError):
 
 class BundleNotFoundError(StoreError):
     """There is no bundle at this path."""
+
+
+class ObjectNotFoundError(StoreError):
+    """A store lacks an object that something else in it refers to."""
+
+
+class StoreAccessError(StoreError):
+    """A store refuses the credentials, or what they may do."""
+
+
+class StoreUnavailableError(StoreError):
+    """A store did not answer as it should, however often it was asked."""
+
+
+class TagMovedError(StoreError):
+    """Somebody else moved a tag meanwhile."""
 
 
 class CheckpointError(PaitonError):
@@ -235,6 +270,22 @@ class DriverError(ResourceError):
 
 class DeviceFaultError(DriverError):
     """A kernel crashed; nothing on its device can be trusted or used any more by this process."""
+
+
+class EngineError(PaitonError):
+    """Something about serving requests."""
+
+
+class EngineStoppedError(EngineError):
+    """The engine takes no requests any more."""
+
+
+class QueueFullError(EngineError):
+    """Too many requests wait already."""
+
+
+class StepTimeoutError(EngineError):
+    """A step does not end: the device hangs, or is far too slow."""
 
 
 class LockTimeoutError(PaitonError):

@@ -1,60 +1,35 @@
-"""A booted model: one call runs one step of a ragged batch, and gives logits and sampled tokens."""
+"""A booted model: runs steps of ragged batches, and gives logits and sampled tokens.
+
+A step has two halves, the forward plan and the sample plan: what is only needed for sampling, such as a grammar's mask,
+may be computed while the first half runs.
+"""
 
 from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
-from paiton_artifacts.errors import PaitonError, UsageError
+from paiton_artifacts.errors import PaitonError, UnsupportedError, UsageError
 from paiton_artifacts.layout import Region
 from paiton_artifacts.schema import Manifest, MemoryPlan
+from paiton_runtime.batch import FORMATS, GREEDY, OFF, Chunk, Limits, Sampling, StepInput, pack
 from paiton_runtime.drivers.base import Driver, Graph
 from paiton_runtime.ledger import Ledger
 
-_FORMATS = {"i32": ("i", 4), "u64": ("Q", 8), "f32": ("f", 4)}
-
-_DEFAULTS: dict[str, float] = {
-    "repetition_penalty": 1.0,
-    "mask_row": -1,
-    "top_logprobs": -1,
-    "stop_tokens": -1,
-    "max_position": (1 << 31) - 1,
-}
-"""What io fields hold that switch a feature of the sampler off with another value than 0. The cpu has none of them."""
+__all__ = ["GREEDY", "Buckets", "Chunk", "Model", "RowReport", "Sampling", "StepResult"]
 
 
 @dataclass(frozen=True, slots=True)
-class Sampling:
-    """How a token is drawn from logits: temperature, then top-k, then top-p on what is left; see Chunk.draw."""
+class RowReport:
+    """Log-probabilities of one row, of the logits as they came: the sampled token's, its rank (from 1), the best."""
 
-    temperature: float = 0.0  # 0: greedy, the lowest index on ties
-    top_k: int = 0  # 0: off
-    top_p: float = 1.0  # 1: off
-    seed: int = 0  # unsigned, 64 bits
-
-
-GREEDY = Sampling()
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Consecutive tokens of one request in a step: its whole prompt, a part of it, or the token to decode."""
-
-    tokens: Sequence[int]
-    start: int  # position of tokens[0]
-    blocks: Sequence[int]  # KV blocks that cover positions 0 .. start + len(tokens)
-    logits: Literal["none", "last", "all"] = "last"  # of which tokens logits are computed and a token is sampled
-    sampling: Sampling = GREEDY
-    draw: int = 0  # Philox counter beside the seed; the rows of "all" take the following ones
-
-    @property
-    def rows(self) -> int:
-        """Number of logits rows."""
-        return {"none": 0, "last": 1, "all": len(self.tokens)}[self.logits]
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +38,19 @@ class StepResult:
 
     sampled: list[int]
     _logits: Callable[[int], memoryview[Any]]
+    _report: Callable[[int, int], RowReport]
 
     def logits(self, row: int) -> memoryview[Any]:
         """Returns the f32 logits [vocab_size] of a row: the device's own or a copy, valid until the next step."""
         if not 0 <= row < len(self.sampled):
             raise UsageError(f"logits row {row} of a step that has {len(self.sampled)}")
         return self._logits(row)
+
+    def report(self, row: int, count: int) -> RowReport:
+        """Returns the log-probabilities of a row that asked for `count` best tokens; read before the next step."""
+        if not 0 <= row < len(self.sampled):
+            raise UsageError(f"logits row {row} of a step that has {len(self.sampled)}")
+        return self._report(row, count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,13 +100,15 @@ class Model:
         self._driver: Driver | None = driver
         self._forward = families["forward"]
         self._sample = families["sample"]
+        self._history = families.get("history")
+        self._limits = Limits(manifest.model.max_model_len, kv_blocks, manifest.model.vocab_size)
         self._io: dict[str, memoryview[Any]] = {}
         for field in memory.io:
-            letter, width = _FORMATS[field.dtype]
+            letter, width = FORMATS[field.dtype]
             self._io[field.name] = driver.view(Region.IO, field.offset, field.count * width, letter)
-        for name in _DEFAULTS.keys() & self._io.keys():
+        for name in OFF.keys() & self._io.keys():
             view = self._io[name]
-            view[:] = array(view.format, [_DEFAULTS[name] if view.format == "f" else int(_DEFAULTS[name])]) * len(view)
+            view[:] = array(view.format, [OFF[name] if view.format == "f" else int(OFF[name])]) * len(view)
         logits_bytes = memory.max_requests * memory.logits_stride * 4
         self._logits = driver.view(Region.COMM, memory.logits_offset, logits_bytes, "f")
 
@@ -145,7 +129,7 @@ class Model:
         return self._driver
 
     def step(self, batch: Sequence[Chunk]) -> StepResult:
-        """Runs one step.
+        """Runs one step of unmasked chunks.
 
         Args:
             batch: chunks of different requests, at most `memory.max_tokens` tokens, `memory.max_requests` chunks and
@@ -154,82 +138,106 @@ class Model:
         Raises:
             UsageError: the batch exceeds a limit, or a token, position or block does not exist.
         """
+        driver, step = self.driver, self.prepare(batch)
+        self._write(step)
+        graphs = [self._forward_graph(step)]
+        if step.rows:
+            graphs.append(self._sample.find(0, step.rows))
+        driver.run(*graphs, changed=self._changed(step))
+        return self._finish(step)
+
+    def prepare(self, batch: Sequence[Chunk]) -> StepInput:
+        """Checks and packs a batch, which `forward` and `sample` then run; another step may be running meanwhile.
+
+        Raises:
+            UsageError: see `step`.
+            UnsupportedError: the batch asks for something that the bundle's kernels do not have.
+        """
+        return pack(batch, self.memory, self._limits, self._io)
+
+    def forward(self, step: StepInput) -> None:
+        """Runs a packed step up to its logits. Tokens that the step before sampled are known to the device."""
         driver = self.driver
-        tokens, rows = self._fill(batch)
-        requests = max(len(batch), rows)
-        graphs = [self._forward.find(tokens, requests)]
-        if rows:
-            graphs.append(self._sample.find(0, rows))
-        driver.run(*graphs)
+        self._write(step)
+        driver.run(self._forward_graph(step), changed=self._changed(step))
+
+    def sample(self, step: StepInput, masks: Mapping[int, bytes] | None = None) -> StepResult:
+        """Samples the rows of the step that `forward` ran last.
+
+        Args:
+            step: the same.
+            masks: for each masked row which tokens are allowed: bit b of little-endian 32-bit word w stands for token
+                32 w + b; ceil(vocab / 32) words.
+
+        Raises:
+            UsageError: a mask is missing or has another length.
+        """
+        driver, masks = self.driver, {} if masks is None else masks
+        width = -(-self.manifest.model.vocab_size // 32) * 4
+        for row in step.masked_rows:
+            mask = masks.get(row, b"")
+            if len(mask) != width:
+                raise UsageError(f"the mask of row {row} has {len(mask)} bytes instead of {width}")
+            self._io["mask"].cast("B")[row * width : (row + 1) * width] = mask
+        if step.rows:
+            driver.run(self._sample.find(0, step.rows), changed=("mask",) if step.masked_rows else ())
+        return self._finish(step)
+
+    def load_history(self, slot: int, prompt: Sequence[int], output: Sequence[int]) -> None:
+        """Tells the device the tokens of the request that takes a slot, which penalties count.
+
+        Raises:
+            UnsupportedError: the bundle's kernels have no penalties.
+            UsageError: a slot or token does not exist, or there are more tokens than the context holds.
+        """
+        driver = self.driver  # a closed model has no io to write to
+        if self._history is None:
+            raise UnsupportedError("the bundle's sampler has no penalties", hint="build the bundle again")
+        tokens = array("i", [*prompt, *output])
+        if not 0 <= slot < self.memory.max_requests:
+            raise UsageError(f"slot {slot} outside 0 .. {self.memory.max_requests - 1}")
+        if not 0 < len(tokens) <= len(self._io["history_tokens"]):
+            raise UsageError(f"a history of {len(tokens)} tokens, at most {len(self._io['history_tokens'])} fit")
+        if not 0 <= min(tokens) <= max(tokens) < self.manifest.model.vocab_size:
+            raise UsageError(f"a token id outside 0 .. {self.manifest.model.vocab_size - 1}")
+        self._io["history_slot"][0] = slot
+        self._io["history_length"][0] = len(tokens)
+        self._io["history_prompt_length"][0] = len(prompt)
+        self._io["history_tokens"][: len(tokens)] = tokens
+        names = tuple(f"history_{name}" for name in ("slot", "length", "prompt_length", "tokens"))
+        driver.run(self._history.find(0, 1), changed=names)
+
+    def _forward_graph(self, step: StepInput) -> Graph:
+        return self._forward.find(step.tokens, max(step.requests, step.rows))
+
+    def _changed(self, step: StepInput) -> tuple[str, ...]:
+        """Returns the io fields beside the inputs that a step has written."""
+        return tuple(dict.fromkeys(name for name, _, _ in step.pieces))
+
+    def _write(self, step: StepInput) -> None:
+        io = self._io
+        for name, values in step.arrays:
+            io[name][: len(values)] = values
+        for name, first, values in step.pieces:
+            io[name][first : first + len(values)] = values
+
+    def _finish(self, step: StepInput) -> StepResult:
         self.steps += 1
-        sampled = self._io["sampled"][:rows].tolist()
-        return StepResult(sampled, self._logits_row)
+        return StepResult(self._io["sampled"][: step.rows].tolist(), self._logits_row, self._report)
+
+    def _report(self, row: int, count: int) -> RowReport:
+        io = self._io
+        width = len(io["top_tokens"]) // self.memory.max_requests
+        tops = io["top_tokens"][row * width : row * width + count].tolist()
+        values = io["top_values"][row * width : row * width + count].tolist()
+        best = tuple(zip(tops, values, strict=True))
+        return RowReport(io["sampled_logprob"][row], io["sampled_rank"][row], best)
 
     def _logits_row(self, row: int) -> memoryview[Any]:
         driver = self.driver
         first, count = row * self.memory.logits_stride, self.manifest.model.vocab_size
         driver.fetch(Region.COMM, self.memory.logits_offset + 4 * first, 4 * count)
         return self._logits[first : first + count]
-
-    def _fill(self, batch: Sequence[Chunk]) -> tuple[int, int]:
-        """Checks the batch and writes it to the io region; returns its tokens and logits rows."""
-        tokens = sum(len(chunk.tokens) for chunk in batch)
-        rows = sum(chunk.rows for chunk in batch)
-        memory, io = self.memory, self._io
-        for what, count, limit in (
-            ("tokens", tokens, memory.max_tokens),
-            ("requests", len(batch), memory.max_requests),
-            ("logits rows", rows, memory.max_requests),
-        ):
-            if count > limit:
-                raise UsageError(f"a step of {count} {what} exceeds the plans' {limit}", hint="split the batch")
-        at = row = 0
-        starts = array("i", [0])
-        for request, chunk in enumerate(batch):
-            self._check(chunk)
-            end = at + len(chunk.tokens)
-            io["token_ids"][at:end] = array("i", chunk.tokens)
-            io["positions"][at:end] = array("i", range(chunk.start, chunk.start + len(chunk.tokens)))
-            io["request_of"][at:end] = array("i", [request]) * len(chunk.tokens)
-            table = request * memory.max_blocks_per_request
-            used = -(-(chunk.start + len(chunk.tokens)) // memory.kv_block_tokens)
-            io["block_tables"][table : table + used] = array("i", chunk.blocks[:used])
-            for i in range(chunk.rows):
-                self._fill_row(row, end - chunk.rows + i, chunk, chunk.draw + i)
-                if "slot_of" in io:
-                    io["slot_of"][row] = request
-                row += 1
-            at = end
-            starts.append(end)
-        if "query_start" in io:
-            io["query_start"][: len(starts)] = starts
-        io["counts"][:4] = array("i", (tokens, len(batch), rows, 0))
-        return tokens, rows
-
-    def _fill_row(self, row: int, token: int, chunk: Chunk, draw: int) -> None:
-        io, sampling = self._io, chunk.sampling
-        io["logit_rows"][row] = token
-        io["temperature"][row] = sampling.temperature
-        io["top_k"][row] = sampling.top_k
-        io["top_p"][row] = sampling.top_p
-        io["seed"][row] = sampling.seed & 0xFFFF_FFFF_FFFF_FFFF
-        io["draw"][row] = draw
-
-    def _check(self, chunk: Chunk) -> None:
-        """Kernels trust what the io region says, so nothing that lies outside a region may get there."""
-        end = chunk.start + len(chunk.tokens)
-        if not chunk.tokens:
-            raise UsageError("a chunk without tokens")
-        if chunk.start < 0 or end > self.manifest.model.max_model_len:
-            context = self.manifest.model.max_model_len
-            raise UsageError(f"positions {chunk.start} .. {end} leave the context of {context} tokens")
-        used = -(-end // self.memory.kv_block_tokens)
-        if len(chunk.blocks) < used:
-            raise UsageError(f"{len(chunk.blocks)} KV blocks given for {end} positions, which need {used}")
-        if not 0 <= min(chunk.blocks[:used]) <= max(chunk.blocks[:used]) < self.kv_blocks:
-            raise UsageError(f"a KV block outside 0 .. {self.kv_blocks - 1}")
-        if not 0 <= min(chunk.tokens) <= max(chunk.tokens) < self.manifest.model.vocab_size:
-            raise UsageError(f"a token id outside 0 .. {self.manifest.model.vocab_size - 1}")
 
     def close(self) -> None:
         """Stops the threads and frees all memory; views of logits must no longer be used."""

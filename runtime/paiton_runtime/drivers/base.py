@@ -37,8 +37,14 @@ class Driver(Protocol):
     def build(self, plan: Plan) -> Graph:
         """Unrolls and relocates a plan whose bounds have been checked."""
 
-    def run(self, *graphs: Graph) -> None:
-        """Runs graphs one after the other on all ranks, and returns when they are done."""
+    def run(self, *graphs: Graph, changed: Collection[str] = ()) -> None:
+        """Runs graphs one after the other on all ranks, and returns when they are done.
+
+        Args:
+            graphs: of this driver.
+            changed: io fields outside the inputs that the host has written since they last ran: a device with memory
+                of its own gets them first.
+        """
 
     def view(self, region: Region, offset: int, size: int, letter: str) -> memoryview[Any]:
         """Returns rank 0's bytes of a host-visible region (io, comm, kv) as elements of a native struct letter."""

@@ -114,7 +114,7 @@ class CpuDriver:
         self._cleanup.callback(program.close)
         return program
 
-    def run(self, *graphs: Graph) -> None:
+    def run(self, *graphs: Graph, changed: Collection[str] = ()) -> None:  # noqa: ARG002  (host memory is its own)
         """Runs the graphs on this thread and the teams."""
         programs = [graph for graph in graphs if isinstance(graph, Program)]
         if len(programs) != len(graphs):

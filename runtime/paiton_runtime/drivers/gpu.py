@@ -89,7 +89,6 @@ class GpuDriver:
         self.executor = executor
         self.memory = memory
         self.built: list[DeviceGraph] = []
-        self._fields = {io.name: io for io in memory.io}
         self._archive = b""
         self._kernels: Mapping[str, Kernel] = {}
         self._bases: list[list[int]] = []
@@ -262,20 +261,22 @@ class GpuDriver:
 
     # Steps
 
-    def run(self, *graphs: Graph) -> None:
-        """Runs graphs on all ranks and waits for them.
+    def run(self, *graphs: Graph, changed: Collection[str] = ()) -> None:
+        """Runs graphs on all ranks and waits for them; the host may then write to its views again.
 
         Raises:
+            PaitonError: `changed` names what is not sent that way, or a graph is another driver's.
             DeviceFaultError: a kernel crashed. Which one, only the executor "serial" knows.
         """
         made = [graph for graph in graphs if isinstance(graph, DeviceGraph)]
         if len(made) != len(graphs):
             raise PaitonError("a graph of another driver was given to the GPU driver")
-        self._on_every_rank(lambda rank: self._guarded_step(rank, made))
+        parts = [self._required_mirror().in_use(name) for name in changed]
+        self._on_every_rank(lambda rank: self._guarded_step(rank, made, parts))
 
-    def _guarded_step(self, rank: _Rank, graphs: Sequence[DeviceGraph]) -> None:
+    def _guarded_step(self, rank: _Rank, graphs: Sequence[DeviceGraph], parts: Sequence[tuple[int, int]]) -> None:
         try:
-            self._step(rank, graphs)
+            self._step(rank, graphs, parts)
         except DeviceFaultError as fault:
             if self.executor == "serial":
                 raise
@@ -284,10 +285,12 @@ class GpuDriver:
             hint = "boot again with --executor serial to learn which launch"
             raise DeviceFaultError(where, fault.name, fault.code, hint=hint) from fault
 
-    def _step(self, rank: _Rank, graphs: Sequence[DeviceGraph]) -> None:
-        mirror, library = self._required_mirror(), self.library
-        for offset, size in mirror.changed(self._fields["block_tables"]):
-            self._copy_in(rank, offset, size)
+    def _step(self, rank: _Rank, graphs: Sequence[DeviceGraph], parts: Sequence[tuple[int, int]]) -> None:
+        """Sends the parts of io (byte offset and size), runs the graphs, and fetches what they sampled."""
+        mirror, library, io = self._required_mirror(), self.library, rank.bases[Region.IO]
+        for offset, size in parts:
+            if size > 0:
+                library.copy_to_device(io + offset, mirror.address + offset, size, rank.stream)
         for graph in graphs:
             if self.executor == "graph":
                 library.launch_graph(graph.graphs[rank.number], rank.stream)
@@ -295,7 +298,7 @@ class GpuDriver:
                 self._launch_plan(graph, rank)
         if rank.number == 0 and any(graph.plan.family == "sample" for graph in graphs):
             offset, size = mirror.results
-            library.copy_to_host(mirror.address + offset, rank.bases[Region.IO] + offset, size, rank.stream)
+            library.copy_to_host(mirror.address + offset, io + offset, size, rank.stream)
         library.synchronise_stream(rank.stream)
 
     def _launch_plan(self, graph: DeviceGraph, rank: _Rank) -> None:
@@ -325,10 +328,6 @@ class GpuDriver:
         if plan.family != "forward":
             return []
         return [HostCopy(rank.bases[Region.IO], self._required_mirror().address, self.memory.io_input_bytes)]
-
-    def _copy_in(self, rank: _Rank, offset: int, size: int) -> None:
-        mirror = self._required_mirror()
-        self.library.copy_to_device(rank.bases[Region.IO] + offset, mirror.address + offset, size, rank.stream)
 
     def _required_mirror(self) -> HostMirror:
         if self._mirror is None:

@@ -67,7 +67,7 @@ class Chunk:
     """Consecutive tokens of one request in a step: its whole prompt, a part of it, or the token to decode.
 
     Attributes:
-        tokens: ids; -1 - slot stands for the token that this slot sampled last, which the device knows.
+        tokens: ids; -1 - slot stands for the token that its slot sampled last, which the device knows.
         start: position of tokens[0].
         blocks: KV blocks that cover positions 0 .. start + len(tokens).
         logits: of which tokens logits are computed and a token is sampled.
@@ -216,8 +216,8 @@ def _check(chunk: Chunk, slot: int, memory: MemoryPlan, limits: Limits, *, place
         raise UsageError(f"{len(chunk.blocks)} KV blocks given for {end} positions, which need {used}")
     if not 0 <= min(chunk.blocks[:used]) <= max(chunk.blocks[:used]) < limits.kv_blocks:
         raise UsageError(f"a KV block outside 0 .. {limits.kv_blocks - 1}")
-    least = -memory.max_requests if placeholders else 0
-    if not least <= min(chunk.tokens) <= max(chunk.tokens) < limits.vocab:
+    known = [token for token in chunk.tokens if token != -1 - slot] if placeholders else chunk.tokens
+    if known and not 0 <= min(known) <= max(known) < limits.vocab:
         raise UsageError(f"a token id outside 0 .. {limits.vocab - 1}")
     if not 0 <= slot < memory.max_requests:
         raise UsageError(f"slot {slot} outside 0 .. {memory.max_requests - 1}")

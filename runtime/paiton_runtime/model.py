@@ -138,7 +138,17 @@ class Model:
         Raises:
             UsageError: the batch exceeds a limit, or a token, position or block does not exist.
         """
-        driver, step = self.driver, self.prepare(batch)
+        return self.run(self.prepare(batch))
+
+    def run(self, step: StepInput) -> StepResult:
+        """Runs a packed step without masked rows, both halves at once.
+
+        Raises:
+            UsageError: a row waits for a mask; use `forward` and `sample`.
+        """
+        driver = self.driver
+        if step.masked_rows:
+            raise UsageError(f"{len(step.masked_rows)} rows of the step wait for their masks")
         self._write(step)
         graphs = [self._forward_graph(step)]
         if step.rows:
@@ -147,7 +157,7 @@ class Model:
         return self._finish(step)
 
     def prepare(self, batch: Sequence[Chunk]) -> StepInput:
-        """Checks and packs a batch, which `forward` and `sample` then run; another step may be running meanwhile.
+        """Checks and packs a batch for `run`, or `forward` and `sample`; another step may be running meanwhile.
 
         Raises:
             UsageError: see `step`.

@@ -12,7 +12,7 @@ from paiton_runtime.batch import StepInput
 from paiton_runtime.engine.params import TokenLogprobs
 from paiton_runtime.engine.request import Request
 from paiton_runtime.engine.scheduler import Proposal
-from paiton_runtime.model import Model
+from paiton_runtime.model import Model, StepResult
 
 
 @dataclass(eq=False, slots=True)
@@ -105,12 +105,15 @@ class Runner:
         step.started = time.monotonic()
         for slot, prompt, output in step.histories:
             self._model.load_history(slot, prompt, output)
-        self._model.forward(step.packed)
-        if step.packed.masked_rows:
-            step.masks_ready.wait()
-        result = self._model.sample(step.packed, step.masks)
+        result = self._run_masked(step) if step.packed.masked_rows else self._model.run(step.packed)
         step.sampled = result.sampled
         for row, request in enumerate(step.rows):
             if (count := request.params.logprobs) is not None:
                 report = result.report(row, count)
                 step.reports[row] = TokenLogprobs(report.logprob, report.rank, report.top)
+
+    def _run_masked(self, step: Step) -> StepResult:
+        """Masks are computed while the forward plan runs."""
+        self._model.forward(step.packed)
+        step.masks_ready.wait()
+        return self._model.sample(step.packed, step.masks)

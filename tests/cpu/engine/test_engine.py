@@ -313,7 +313,7 @@ def test_a_step_that_fails_ends_the_engine_and_every_request(model: Model, monke
 
     answers = [ask(engine, [1, 2, 3], replace(GREEDY, max_tokens=250)) for _ in range(3)]
     assert answers[2].started.wait(WAIT)
-    monkeypatch.setattr(model, "forward", crash)
+    monkeypatch.setattr(model, "run", crash)
     assert [answer.wait().finish_reason for answer in answers] == ["error"] * 3
     assert all(answer.updates[-1].error is fault for answer in answers)
     with pytest.raises(EngineStoppedError):
@@ -325,7 +325,7 @@ def test_a_step_that_fails_ends_the_engine_and_every_request(model: Model, monke
 
 def test_a_step_that_hangs_ends_the_engine(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     hang = Event()
-    monkeypatch.setattr(model, "forward", lambda _: hang.wait(WAIT))
+    monkeypatch.setattr(model, "run", lambda _: hang.wait(WAIT))
     engine = Engine(model, EngineOptions(step_timeout=0.2))
     answer = ask(engine, [1, 2, 3], GREEDY)
     assert isinstance(answer.wait().error, StepTimeoutError)

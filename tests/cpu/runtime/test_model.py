@@ -19,7 +19,7 @@ from paiton_artifacts.schema import Golden, GoldenLogit, GoldenStep
 from paiton_runtime.boot import BootOptions, boot
 from paiton_runtime.goldens import check_golden
 from paiton_runtime.ledger import STAGES
-from paiton_runtime.model import Chunk, Model
+from paiton_runtime.model import Chunk, Model, Sampling
 
 VOCABULARY = 384
 
@@ -66,7 +66,11 @@ def test_a_step_without_logits_samples_nothing(model: Model) -> None:
     [
         (Chunk([], 0, [0]), "without tokens"),
         (Chunk([VOCABULARY], 0, [0]), f"0 .. {VOCABULARY - 1}"),
-        (Chunk([-1], 0, [0]), "token id"),
+        (Chunk([-2], 0, [0]), "token id"),
+        (Chunk([-1], 0, [0], slot=1), "token id"),
+        (Chunk([1], 0, [0], slot=32), "slot 32 outside 0 .. 31"),
+        (Chunk([1], 0, [0], sampling=Sampling(bias=((VOCABULARY, 1.0),))), "a biased token outside"),
+        (Chunk([1], 0, [0], sampling=Sampling(bias=((1, 1.0),) * 301)), "301 biased tokens exceed"),
         (Chunk([1], -1, [0]), "positions -1 .. 0"),
         (Chunk([1], 256, range(20)), "positions 256 .. 257 leave the context of 256"),
         (Chunk([1] * 17, 0, [0]), "1 KV blocks given for 17 positions, which need 2"),
@@ -84,6 +88,32 @@ def test_nothing_outside_a_region_reaches_a_kernel(model: Model, chunk: Chunk, w
 def test_too_many_requests_are_refused(model: Model) -> None:
     with pytest.raises(UsageError, match="33 requests exceeds the plans' 32"):
         model.step([Chunk([1], 0, [0], logits="none")] * 33)
+
+
+def test_a_slots_last_token_is_fed_on_the_device(model: Model) -> None:
+    first = model.step([Chunk([5, 6, 7], 0, [0], slot=3)]).sampled[0]
+    expected = model.step([Chunk([first], 3, [0], slot=3)]).logits(0).tolist()
+    assert model.step([Chunk([5, 6, 7], 0, [1], slot=4), Chunk([9], 0, [2], slot=3)]).sampled[0] == first
+    assert model.step([Chunk([-1 - 4], 3, [1], slot=4)]).logits(0).tolist() == expected
+
+
+def test_masks_are_needed_and_have_a_size(model: Model) -> None:
+    step = model.prepare([Chunk([5, 6, 7], 0, [0], masked=True)])
+    with pytest.raises(UsageError, match="1 rows of the step wait"):
+        model.run(step)
+    model.forward(step)
+    with pytest.raises(UsageError, match="mask of row 0 has 0 bytes instead of"):
+        model.sample(step)
+    width = 4 * -(-VOCABULARY // 32)
+    only = bytearray(width)
+    only[123 // 8] = 1 << 123 % 8
+    assert model.sample(step, {0: bytes(only)}).sampled == [123]
+
+
+def test_a_history_must_exist(model: Model) -> None:
+    for slot, tokens, words in ((32, [1], "slot 32"), (0, [], "0 tokens"), (0, [VOCABULARY], "token id")):
+        with pytest.raises(UsageError, match=words):
+            model.load_history(slot, tokens, [])
 
 
 def test_a_closed_model_runs_no_step(tiny_bundle: Path) -> None:

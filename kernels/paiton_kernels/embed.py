@@ -25,7 +25,8 @@ EMBED = KernelSpec(
     family="embed",
     args=(
         COUNTS,
-        Arg("token_ids", "i32*", "i32[T]"),
+        Arg("token_ids", "i32*", "i32[T]: a token, or -1 - s for what slot s sampled last"),
+        Arg("last_token", "i32*", "i32[slots]: what each slot sampled last"),
         Arg("table", "bf16*", "bf16[ROWS][HIDDEN]: this rank's rows of the embedding table"),
         Arg("first_token", "i64", "token id of the table's row 0"),
         Arg("out", "mut f32*", "f32[T][HIDDEN]; zeros for ids of other ranks"),

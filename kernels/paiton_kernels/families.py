@@ -5,9 +5,10 @@ from __future__ import annotations
 from paiton_kernels.all_reduce import ALL_REDUCE
 from paiton_kernels.attention import ATTENTION
 from paiton_kernels.embed import EMBED
+from paiton_kernels.history import HISTORY
 from paiton_kernels.linear import LINEAR
 from paiton_kernels.pack import PACK
 from paiton_kernels.rope_table import ROPE_TABLE
 from paiton_kernels.sample import SAMPLE
 
-FAMILIES = {spec.family: spec for spec in (ROPE_TABLE, EMBED, PACK, LINEAR, ATTENTION, ALL_REDUCE, SAMPLE)}
+FAMILIES = {spec.family: spec for spec in (ROPE_TABLE, EMBED, PACK, LINEAR, ATTENTION, ALL_REDUCE, SAMPLE, HISTORY)}

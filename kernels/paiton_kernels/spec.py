@@ -23,6 +23,18 @@ KV_BLOCK_TOKENS = 16
 BLOCK_ELEMENTS = 64
 """Packed activation rows are padded with zeros to a multiple of this many elements."""
 
+MAX_BIASES = 300
+"""Tokens whose logits a request may bias (the limit of OpenAI's interface)."""
+
+MAX_STOP_TOKENS = 8
+"""Stop tokens of one request that the device compares with; further ones are the host's business."""
+
+MAX_TOP_LOGPROBS = 20
+"""Most probable tokens that a step can report for a row (the limit of OpenAI's interface)."""
+
+MASK_BITS = 32
+"""Tokens that one word of a mask allows or forbids."""
+
 PACKED_ELEMENT_BYTES = 4
 """Upper bound, over all levels, of the bytes that one element of a packed activation row takes."""
 

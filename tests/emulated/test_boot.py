@@ -22,16 +22,25 @@ from paiton_artifacts.errors import (
     UnsupportedTargetError,
     UsageError,
 )
+from paiton_kernels.sample_reference import (
+    Row,
+    best_tokens,
+    log_probabilities,
+    processed_logits,
+    rank_of,
+    sampled_token,
+)
 from paiton_runtime.boot import BootOptions, boot
 from paiton_runtime.boot_device import BROKEN_GRAPHS
 from paiton_runtime.cli import main
-from paiton_runtime.model import Chunk, Sampling
+from paiton_runtime.model import Chunk, Model, Sampling, StepResult
 from tests.emulated.conftest import MakeHip
 from tests.emulated.emulated_model import assemblies
 from tests.emulated.standin.hip import MI300X, MI355X, HipStandIn
 from tests.teacher_forced import logits_of
 
 IDS = [(13 * index + 2) % 380 for index in range(24)]
+ALLOWED = [7, 300, 301, 379]
 FLAGS = ("--target", "hip:gfx942", "--candidates", "1", "--max-num-batched-tokens", "32")
 
 
@@ -73,6 +82,70 @@ def test_logits_are_those_of_the_cpu(executor: str, bundle: Path) -> None:
     clear = best[:, -1] - best[:, -2] > tolerance
     assert np.array_equal(ours.argmax(1)[clear], expected.argmax(1)[clear])
     assert sampled == [int(ours[-1].argmax())]
+
+
+def constrained_step(model: Model, slot: int, history: Sampling, bias: tuple[tuple[int, float], ...]) -> StepResult:
+    """Samples four rows of the same prompt: masked, biased, with a history in `slot`, and with nothing."""
+    prompt = IDS[:8]
+    batch = [
+        Chunk(prompt, 0, [0], masked=True),
+        Chunk(prompt, 0, [1], sampling=Sampling(bias=bias)),
+        Chunk(prompt, 0, [2], sampling=history, slot=slot),
+        Chunk(prompt, 0, [3], slot=9),
+    ]
+    step = model.prepare(batch)
+    model.forward(step)
+    mask = np.zeros(-(-model.manifest.model.vocab_size // 32) * 32, np.uint8)
+    mask[ALLOWED] = 1
+    return model.sample(step, {0: np.packbits(mask, bitorder="little").tobytes()})
+
+
+@pytest.mark.parametrize("executor", ["graph", "serial"])
+@pytest.mark.usefixtures("mi300x")
+def test_masks_biases_and_histories_choose_the_token(executor: str, bundle: Path) -> None:
+    """The device computes what the float64 reference says of the logits that it reports."""
+    with boot(bundle, BootOptions(executor=executor, kv_tokens=64, golden_check=False)) as model:
+        first = np.array(model.step([Chunk(IDS[:8], 0, [0])]).logits(0))
+        best = [int(token) for token in best_tokens(first, 20)]
+        slot, prompt, output = 7, best[2:3], [best[0], best[1], best[0]]
+        model.load_history(slot, prompt, output)
+        counts = np.zeros(len(first), np.int32)
+        np.add.at(counts, output, 1)
+        counts[prompt] |= -(1 << 31)
+        row = Row(repetition=1.5, presence=0.125, frequency=float(first[best[0]] - first[best[3]]))
+        wish = Sampling(0.0, 0, 1.0, 0, 0.0, row.repetition, row.presence, row.frequency, top_logprobs=2)
+        bias = ((best[0], -np.inf), (best[18], 49.0), (best[19], 50.0))
+        biases = np.zeros(len(first), np.float32)
+        biases[[token for token, _ in bias]] = [value for _, value in bias]
+        seen = []
+        for _ in range(2):  # the second step knows what the first one sampled
+            found = constrained_step(model, slot, wish, bias)
+            logits = [np.array(found.logits(number)) for number in range(4)]
+            report = found.report(2, 2)
+            everything = np.ones(len(first), bool)
+            chosen = np.isin(np.arange(len(first)), ALLOWED)
+            expected = [
+                sampled_token(processed_logits(logits[0], counts * 0, chosen, Row()), Row())[0],
+                sampled_token(processed_logits(logits[1], counts * 0, everything, Row(), biases), Row())[0],
+                sampled_token(processed_logits(logits[2], counts, everything, row), row)[0],
+                int(logits[3].argmax()),
+            ]
+            assert found.sampled == expected
+            assert report.logprob == pytest.approx(log_probabilities(logits[2])[expected[2]], abs=1e-5)
+            assert report.rank == rank_of(logits[2], expected[2])
+            assert [token for token, _ in report.top] == best_tokens(logits[2], 2).tolist()
+            counts[expected[2]] += 1
+            seen.append(expected)
+    assert len({*seen[0]}) == 4, "every row is to sample another token"
+    assert seen[0][2] != seen[1][2], "the second step is to be penalised for the first one's token"
+
+
+@pytest.mark.usefixtures("mi300x")
+def test_only_what_the_host_sends_may_have_changed(bundle: Path) -> None:
+    with boot(bundle, BootOptions(kv_tokens=64, golden_check=False)) as model:
+        for name in ("sampled", "temperature", "token_counts", "blocks"):
+            with pytest.raises(PaitonError, match=f"io field '{name}' is not one that .* one of bias_tokens, .*mask"):
+                model.driver.run(changed=(name,))
 
 
 @pytest.mark.usefixtures("mi300x")
@@ -159,4 +232,4 @@ def test_a_kernel_that_faults_says_where(executor: str, words: str, bundle: Path
         model.step([Chunk(IDS, 0, [0, 1])])
         model._io["block_tables"][0] = 1 << 20
         with pytest.raises(DeviceFaultError, match=words):
-            model._driver.run(*model._forward.graphs[-1:])  # type: ignore[union-attr]
+            model._driver.run(*model._forward.graphs[-1:], changed=("block_tables",))  # type: ignore[union-attr]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import triton.language as tl
 from numpy.typing import NDArray
 
 from paiton_aot.targets.gpu.build import pack_kernels
-from paiton_artifacts.errors import CodeObjectError, DeviceFaultError, DriverError, UnsupportedHostError
+from paiton_artifacts.errors import CodeObjectError, DeviceFaultError, DriverError, PaitonError, UnsupportedHostError
 from paiton_artifacts.kernel_table import Kernel, check_launches, pack_arguments
 from paiton_artifacts.layout import Region
 from paiton_artifacts.plan import Access, Launch, LaunchFlag, Plan, Relocation, RelocationKind, Segment, check_plan
@@ -26,6 +28,7 @@ from paiton_kernels.gpu.spec import Config, GpuArg, GpuKernelSpec, Work
 from paiton_runtime.budget import RegionSizes
 from paiton_runtime.drivers.gpu import Executor, GpuDriver
 from paiton_runtime.drivers.hip import HipLibrary
+from paiton_runtime.drivers.host_mirror import RESULTS, HostMirror
 from tests.emulated.conftest import MakeHip
 from tests.emulated.standin.hip import MI300X, HipStandIn
 
@@ -225,6 +228,49 @@ def test_ranks_share_what_they_compute(count: int, executor: Executor, start: St
         assert np.array_equal(ranks.read(rank, Region.SCRATCH, SCRATCH_OWN), total)
     assert np.array_equal(ranks.read(0, Region.SCRATCH, SCRATCH_RANK0), slices[0])
     assert ranks.read(1, Region.SCRATCH, SCRATCH_RANK0).tobytes() == untouched.tobytes()
+
+
+@pytest.mark.parametrize("executor", ["graph", "launch"])
+def test_what_changed_is_sent_to_every_rank(executor: Executor, start: Start) -> None:
+    ranks = start(2, executor)
+    tables = ranks.driver.memory.io[1]
+    ranks.driver.view(Region.IO, tables.offset, 16, "i")[:] = array("i", (5, 6, 7, 8))
+
+    def found(rank: int) -> list[int]:
+        return list(ranks.read(rank, Region.IO, tables.offset)[:4].view(np.int32))
+
+    ranks.driver.view(Region.IO, 0, 16, "i")[1] = 1  # requests
+    ranks.driver.run()
+    assert [found(rank) for rank in range(2)] == [[0] * 4] * 2
+    ranks.driver.run(changed=("block_tables",))
+    assert [found(rank) for rank in range(2)] == [[5, 6, 7, 8]] * 2
+
+
+def test_the_part_of_a_field_that_is_in_use_is_sent(make_hip: MakeHip) -> None:
+    make_hip()
+    library = HipLibrary()
+    library.initialise()
+    library.set_device(0)
+    counts = {"counts": 4, "mask_row": 3, "block_tables": 12, "mask": 6, "bias_tokens": 900}
+    counts |= {"history_length": 1, "history_tokens": 50, **dict.fromkeys(RESULTS, 3)}
+    fields = [IoField(name, "i32", count, 4096 * number) for number, (name, count) in enumerate(counts.items())]
+    plan = replace(memory(), max_requests=3, io=tuple(fields), io_bytes=1 << 16, io_input_bytes=8192)
+    with closing(HostMirror(library, plan)) as sent:
+        sent.view(0, 16, "i")[:] = array("i", (9, 2, 3, 0))
+        sent.view(4096, 12, "i")[:] = array("i", (-1, 1, -1))
+        sent.view(5 * 4096, 4, "i")[0] = 7
+        parts = {name: sent.in_use(name) for name in ("block_tables", "mask", "bias_tokens", "history_tokens")}
+        assert parts == {  # four blocks, two words and 300 tokens a row
+            "block_tables": (2 * 4096, 2 * 16),
+            "mask": (3 * 4096, 2 * 8),
+            "bias_tokens": (4 * 4096, 3600),
+            "history_tokens": (6 * 4096, 28),
+        }
+        sent.view(0, 16, "i")[1] = 1 << 20
+        assert sent.in_use("block_tables") == (2 * 4096, 48)  # never more than there is
+        for name in ("counts", "mask_row", "sampled", "masks"):
+            with pytest.raises(PaitonError, match="one of bias_tokens, block_tables, history_length"):
+                sent.in_use(name)
 
 
 def test_another_executor_unrolls_again_what_a_graph_forgot(start: Start) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Literal
 
@@ -12,14 +13,14 @@ from paiton_artifacts.errors import UnsupportedShapeError
 from paiton_kernels.gpu.compile import compile_kernel
 from paiton_kernels.gpu.devices import TARGETS, Target
 from paiton_kernels.gpu.sample import SAMPLE_CHAIN, SAMPLE_SCRATCH
-from paiton_kernels.gpu.sample_arithmetic import MAX_VOCAB
+from paiton_kernels.gpu.sample_arithmetic import MAX_VOCAB, chunk_tokens
 from paiton_kernels.gpu.sample_cases import STAGES, carried, chunked_scene, mixed_scene
 from paiton_kernels.gpu.sample_history import HISTORY
-from paiton_kernels.gpu.sample_reference import Row, best_tokens, processed_logits, rank_of, sampled_token
 from paiton_kernels.gpu.sample_scenes import Scene, new_scene
 from paiton_kernels.gpu.sample_stages import Batch
 from paiton_kernels.gpu.spec import GpuKernelSpec, Step
 from paiton_kernels.sample import kept_tokens
+from paiton_kernels.sample_reference import Row, best_tokens, processed_logits, rank_of, sampled_token
 from tests.emulated.cdna import Kernel
 from tests.emulated.harness import AMD_TARGETS, ORDERS, check_case, profile_of
 from tests.numerics import assert_close
@@ -133,6 +134,17 @@ def test_real_vocabularies_compile_without_spills(spec: GpuKernelSpec, target: T
         assert (kernel.spills, kernel.scratch_bytes) == (0, 0)
 
 
+@pytest.mark.parametrize("target", TARGETS.values(), ids=lambda target: target.arch)
+@pytest.mark.parametrize(("vocab", "rows"), [(50257, (1, 2, 1, 1, 1)), (128256, (2, 2, 1, 1, 1))])
+def test_rows_are_read_sixteen_bytes_at_a_time(vocab: int, rows: tuple[int, ...], target: Target) -> None:
+    """Rows of logits are padded, so an odd vocabulary is no exception; but its histories are."""
+    for spec, rows_read in zip(SAMPLE_CHAIN, rows, strict=True):
+        config = spec.space({"VOCAB": vocab}, Step(32, 32), profile_of(target))[0]
+        kernel = compile_kernel(spec.variant(config, VOCAB=vocab), target)
+        wide = re.findall(r"(?:global|buffer)_load_dwordx4\b|ld\.global\.v4\.b32\b", kernel.assembly)
+        assert 4 * len(wide) * kernel.threads >= rows_read * chunk_tokens(vocab), kernel.symbol
+
+
 def test_too_large_vocabularies_are_refused() -> None:
     for spec in SAMPLE_CHAIN:
         config = spec.space({"VOCAB": MAX_VOCAB + 1}, Step(1, 1), profile_of(AMD_TARGETS[0]))[0]
@@ -156,6 +168,9 @@ def test_the_reference_penalises_as_documented() -> None:
     row = Row(repetition=2.0, presence=0.5, frequency=0.25)
     expected = [4, -8, 2 - 0.5 - 0.5, -8 - 0.75 - 0.5, -np.inf, -np.inf]
     assert processed_logits(logits, history, allowed, row).tolist() == expected
+    bias = np.array([-np.inf, 12, -6, 0, 100, 100], np.float32)  # comes first: it decides which way repetition goes
+    expected = [-np.inf, 8 / 2, -4 - 0.5 - 0.5, -8 - 0.75 - 0.5, -np.inf, -np.inf]
+    assert processed_logits(logits, history, allowed, row, bias).tolist() == expected
 
 
 def test_the_reference_drops_by_min_p_before_top_k() -> None:

@@ -11,11 +11,9 @@ from numpy.typing import NDArray
 
 from paiton_kernels.gpu.sample import SAMPLE_CHAIN
 from paiton_kernels.gpu.spec import GpuKernelSpec, Step
+from paiton_kernels.spec import MAX_STOP_TOKENS, MAX_TOP_LOGPROBS
 from tests.gpu.harness import Call, best
 from tests.gpu.launcher import Gpu
-
-STOP_TOKENS = 8
-MAX_TOP_LOGPROBS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +55,8 @@ def sampling_arrays(logits: NDArray[np.float32], wishes: Sequence[Wish]) -> dict
         "frequency_penalty": np.zeros(rows, np.float32),
         "token_counts": np.zeros((rows, vocab), np.int32),
         "mask_row": np.full(rows, -1, np.int32),
-        "stop_tokens": np.full((rows, STOP_TOKENS), -1, np.int32),
+        "bias_count": np.zeros(rows, np.int32),
+        "stop_tokens": np.full((rows, MAX_STOP_TOKENS), -1, np.int32),
         "max_position": np.full(rows, 1 << 20, np.int32),
         "positions": np.zeros(rows, np.int32),
         "logit_rows": np.arange(rows, dtype=np.int32),

@@ -5,7 +5,9 @@ INLINE void embed(const struct embed_args *a, uint32_t worker, uint32_t workers,
 {
     const int64_t first = split(p.HIDDEN, worker, workers), last = split(p.HIDDEN, worker + 1, workers);
     for (int64_t t = 0; t < a->counts[0]; t++) {
-        int64_t row = a->token_ids[t] - a->first_token;
+        int64_t token = a->token_ids[t];
+        if (token < 0) token = a->last_token[-1 - token]; /* what the step before sampled, not known to the host yet */
+        int64_t row = token - a->first_token;
         float *out = a->out + t * p.HIDDEN;
         if (row < 0 || row >= p.ROWS) {
             for (int64_t i = first; i < last; i++) out[i] = 0.0f;

@@ -1,4 +1,4 @@
-/* exp in f32, and sin/cos in f64 for large angles. Plain arithmetic without contraction: the same bits everywhere. */
+/* exp in f32, ln in f64, and sin/cos in f64 for large angles. Plain arithmetic without contraction: the same bits everywhere. */
 #pragma once
 #include "formats.h"
 
@@ -21,6 +21,19 @@ INLINE float exp_f32(float x)
     p = p * (r * r) + r + 1.0f;
     float scaled = float_of(bits_of(p) + (bits_of(shifted) << 23));
     return x < -87.0f ? 0.0f : scaled;
+}
+
+/* ln x for normal x > 0, error below 1e-14 of max(1, |ln x|): x = 2^n m with m within a factor of sqrt(2) of 1, and
+ * ln m = 2 artanh(s), s = (m - 1) / (m + 1), |s| < 0.1716, by its series to s^17. */
+INLINE double log_f64(double x)
+{
+    const uint64_t root_half = 0x3fe6a09e667f3bcdull; /* bits of sqrt(1/2) */
+    uint64_t bits = __builtin_bit_cast(uint64_t, x);
+    int64_t n = (int64_t)(bits - root_half) >> 52;
+    double m = __builtin_bit_cast(double, bits - ((uint64_t)n << 52));
+    double s = (m - 1.0) / (m + 1.0), z = s * s, sum = 0.0;
+    for (int k = 17; k > 0; k -= 2) sum = sum * z + 1.0 / k;
+    return (double)n * 0.69314718055994530942 + 2.0 * s * sum;
 }
 
 /* sin and cos of x, |x| < 2^20, accurate to well below half an ulp of f32. Cody and Waite reduction by pi/2 in two

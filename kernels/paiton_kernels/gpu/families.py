@@ -9,8 +9,9 @@ from paiton_kernels.gpu.norm import NORM
 from paiton_kernels.gpu.quantize import QUANTIZE
 from paiton_kernels.gpu.rope_table import ROPE_TABLE
 from paiton_kernels.gpu.sample import SAMPLE_CHAIN
+from paiton_kernels.gpu.sample_history import HISTORY
 from paiton_kernels.gpu.schedule import SCHEDULE
 
 _FORWARD = (EMBED, ROPE_TABLE, NORM, QUANTIZE, LINEAR, SCHEDULE, ATTENTION)
 
-FAMILIES = {spec.family: spec for spec in (*_FORWARD, *SAMPLE_CHAIN)}
+FAMILIES = {spec.family: spec for spec in (*_FORWARD, *SAMPLE_CHAIN, HISTORY)}

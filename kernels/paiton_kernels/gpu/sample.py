@@ -1,16 +1,16 @@
 """``sample``: from logits to the next token of every row, as a chain of five launches.
 
-Order of operations: mask; repetition, then frequency and presence penalties; temperature; min-p (before top-k, so
-dropped tokens do not count there); top-k; top-p; draw. From top-k on it is the CPU's :mod:`paiton_kernels.sample`:
-equal logits rank by lower id, the draw walks the kept tokens by id against u times their mass, with u the 53-bit
-uniform of Philox4x32-10. Temperature 0 takes the most probable token after mask and penalties; NaN counts as -inf. If
-no token is left (all are masked, or -inf), token 0 is taken. Reported log-probabilities and ranks are of the logits as
-they came, before mask, penalties and temperature.
+Order of operations: biases (logit_bias) and mask; repetition, then frequency and presence penalties; temperature; min-p
+(before top-k, so dropped tokens do not count there); top-k; top-p; draw. From top-k on it is the CPU's
+:mod:`paiton_kernels.sample`: equal logits rank by lower id, the draw walks the kept tokens by id against u times their
+mass, with u the 53-bit uniform of Philox4x32-10. Temperature 0 takes the most probable token after biases, mask and
+penalties; NaN counts as -inf. If no token is left (all are masked, or -inf), token 0 is taken. Reported
+log-probabilities and ranks are of the logits as they came, before biases, mask, penalties and temperature.
 
 ==================  =================  ==========================================================================
 launch              blocks             does
 ==================  =================  ==========================================================================
-sample_process      rows x chunks      mask and penalties; the largest logits and the sum of exponentials by chunk
+sample_process      rows x chunks      biases, mask, penalties; largest logits and the sum of exponentials by chunk
 sample_histogram    rows x chunks      masses by chunk, a row's histogram, what of a chunk may be among the best
 sample_candidates   rows x chunks      gathers the tokens that the limits of top-k and top-p lie among
 sample_draw         rows               exact limits, draw

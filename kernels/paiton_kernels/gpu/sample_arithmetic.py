@@ -23,12 +23,8 @@ MAX_VOCAB = 1 << 18
 GROUPS = 8
 """Groups of a chunk whose largest logits bound what can be among a row's best."""
 
-MAX_TOP_LOGPROBS = 20
 TOP_SLOTS = 32
-"""Places for the best tokens of a chunk: MAX_TOP_LOGPROBS, rounded up to a power of two."""
-
-STOP_TOKENS = 8
-"""Places for the stop tokens of a row."""
+"""Places for the best tokens of a chunk: MAX_TOP_LOGPROBS rounded up to a power of two."""
 
 _MASS_ONE = tl.constexpr(float(1 << MASS_BITS))
 _BINS_PER_OCTAVE = tl.constexpr(float(BINS_PER_OCTAVE))
@@ -71,6 +67,16 @@ def value_of(key):
 def without_nan(logits):
     """Returns the logits with NaN, which nothing must choose, as -inf."""
     return tl.where(logits > float("-inf"), logits, float("-inf"))
+
+
+@triton.jit
+def load_logits(row_logits, token, VOCAB: tl.constexpr):
+    """Returns the logits of tokens; -inf for NaN and for what is no token.
+
+    Rows have room for a multiple of 16 tokens, so that those of an odd vocabulary are read in vectors as well.
+    """
+    logits = tl.load(row_logits + token, mask=token < (VOCAB + 15) // 16 * 16, other=float("-inf"))
+    return tl.where(token < VOCAB, without_nan(logits), float("-inf"))
 
 
 @triton.jit

@@ -1,6 +1,7 @@
 """Cases of the launches of ``sample``: scenes in which every row has other parameters, carried through the chain.
 
-Logits are multiples of 1/64 and penalties powers of two, so that processed logits are exact and ties are frequent.
+Logits and biases are multiples of 1/64 and penalties powers of two, so that processed logits are exact and ties are
+frequent.
 """
 
 from __future__ import annotations
@@ -12,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paiton_kernels.gpu.devices import Target
-from paiton_kernels.gpu.sample_reference import Row
-from paiton_kernels.gpu.sample_scenes import Scene, constrain, end_request, new_scene
+from paiton_kernels.gpu.sample_scenes import Scene, add_biases, constrain, end_request, new_scene
 from paiton_kernels.gpu.sample_stages import (
     Batch,
     after_candidates,
@@ -23,6 +23,8 @@ from paiton_kernels.gpu.sample_stages import (
     after_report,
 )
 from paiton_kernels.gpu.spec import Case
+from paiton_kernels.sample_reference import Row
+from paiton_kernels.spec import MAX_BIASES
 
 STAGES = (after_process, after_histogram, after_candidates, after_draw, after_report)
 
@@ -36,6 +38,11 @@ _DRAW = (1 << 32) - 8
 def _random_logits(rows: int, vocab: int, spread: float = 3.0) -> NDArray[np.float32]:
     random = np.random.default_rng(vocab)
     return (np.round(random.normal(0, spread, (rows, vocab)) * 64) / 64).astype(np.float32)
+
+
+def _random_biases(count: int) -> list[float]:
+    random = np.random.default_rng(count)
+    return [*(np.round(random.uniform(-100, 100, count - 20) * 4) / 4).tolist(), *[-np.inf] * 20]
 
 
 def mixed_scene(vocab: int = 1000) -> Scene:
@@ -67,6 +74,9 @@ def mixed_scene(vocab: int = 1000) -> Scene:
         Row(temperature=1.0, top_k=4),
         Row(),
         Row(top_logprobs=3),
+        Row(top_logprobs=2),  # from here on: biases
+        Row(temperature=1.0, top_k=5, repetition=2.0, presence=0.5),
+        Row(temperature=1.0, top_p=0.9),
     )
     rows = [replace(row, seed=_SEED, draw=_DRAW + number) for number, row in enumerate(parameters)]
     logits = _random_logits(len(rows), vocab)
@@ -76,12 +86,17 @@ def mixed_scene(vocab: int = 1000) -> Scene:
     logits[24, [9, 700, 41]] = 50.0
     logits[25] = -2.0
     logits[25, [10, 9, 30]] = [0.0, -0.0, np.nan]
+    logits[27, 8] = np.nan
     scene = new_scene(f"mixed{vocab}", logits, rows)
     every = np.arange(vocab)
     constrain(scene, 7, every[::3])
     constrain(scene, 1, every[every % 7 != 0])
     constrain(scene, 18, every[vocab - 2 : vocab - 1])
     constrain(scene, 19, every[:0])
+    add_biases(scene, 26, [int(logits[26].argmax()), 77], [-np.inf, 8.0])
+    add_biases(scene, 27, [5, 8, 0, vocab - 1, 6, 9], [19.5, 100.0, 19.0, 19.25, 19.5, -100.0])
+    constrain(scene, 27, every[every != 6])
+    add_biases(scene, 28, every[-MAX_BIASES:], _random_biases(MAX_BIASES))
     end_request(scene, 0, stop_token=int(logits[0].argmax()))
     end_request(scene, 24, stop_token=9)
     end_request(scene, 2, at_last_position=True)
@@ -108,6 +123,7 @@ def chunked_scene(vocab: int = 5003) -> Scene:
     logits[6:, -400::2] = 2.0  # behind the ties, which are used up in the first chunk
     scene = new_scene(f"chunks{vocab}", logits, rows)
     constrain(scene, 5, np.arange(100, vocab, 3))
+    add_biases(scene, 3, np.random.default_rng(2).permutation(vocab)[:MAX_BIASES], _random_biases(MAX_BIASES))
     return scene
 
 

@@ -19,7 +19,6 @@ from paiton_kernels.gpu.sample_args import (
 from paiton_kernels.gpu.sample_arithmetic import (
     BINS,
     GROUPS,
-    MAX_TOP_LOGPROBS,
     TOP_SLOTS,
     bin_of,
     chunk_count,
@@ -27,14 +26,15 @@ from paiton_kernels.gpu.sample_arithmetic import (
     chunk_tokens,
     filtered,
     least_share,
+    load_logits,
     mass_of,
     octaves_below,
     octaves_per_logit,
     ordered,
-    without_nan,
 )
 from paiton_kernels.gpu.sample_cases import histogram_cases
 from paiton_kernels.gpu.spec import Constant, GpuKernelSpec, Step, Work
+from paiton_kernels.spec import MAX_TOP_LOGPROBS
 
 _BINS = tl.constexpr(BINS)
 _GROUPS = tl.constexpr(GROUPS)
@@ -62,7 +62,7 @@ def _best_of_chunk(
 
     token = chunk * CHUNK + tl.arange(0, CHUNK)
     inside = token < VOCAB
-    values = without_nan(tl.load(row_logits + token, mask=inside, other=float("-inf")))
+    values = load_logits(row_logits, token, VOCAB)
     remaining = (ordered(values).to(tl.int64) << 32) | (0x7FFFFFFF - token).to(tl.int64)
     remaining = tl.where(inside & (values >= limit), remaining, _NO_KEY)
     found = tl.full((_TOP_SLOTS,), _NO_KEY, tl.int64)

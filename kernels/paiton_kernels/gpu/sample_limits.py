@@ -20,7 +20,9 @@ def _load_tile(candidates, found, start, CHUNK: tl.constexpr, SLOTS: tl.constexp
     """Returns candidates `start` to `start` + WIDTH of every chunk, [SLOTS][WIDTH]; -inf where there are fewer."""
     place = start + tl.arange(0, WIDTH)
     index = tl.arange(0, SLOTS)[:, None] * CHUNK + place[None, :]
-    return tl.load(candidates + index, mask=place[None, :] < found[:, None], other=float("-inf"))
+    # Whole vectors are loaded; what lies behind the last candidate of a chunk is dropped.
+    values = tl.load(candidates + index, mask=place[None, :] // 4 * 4 < found[:, None], other=float("-inf"))
+    return tl.where(place[None, :] < found[:, None], values, float("-inf"))
 
 
 @triton.jit

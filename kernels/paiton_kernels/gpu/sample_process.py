@@ -1,4 +1,4 @@
-"""First launch of ``sample``: mask and penalties, and what each chunk of the vocabulary knows by itself."""
+"""First launch of ``sample``: biases, mask and penalties, and what each chunk of the vocabulary knows by itself."""
 
 from __future__ import annotations
 
@@ -16,12 +16,37 @@ from paiton_kernels.gpu.sample_args import (
     scratch,
     symbol_part,
 )
-from paiton_kernels.gpu.sample_arithmetic import BINS, GROUPS, chunk_count, chunk_slots, chunk_tokens, without_nan
+from paiton_kernels.gpu.sample_arithmetic import (
+    BINS,
+    GROUPS,
+    chunk_count,
+    chunk_slots,
+    chunk_tokens,
+    load_logits,
+    without_nan,
+)
 from paiton_kernels.gpu.sample_cases import process_cases
 from paiton_kernels.gpu.spec import Constant, GpuKernelSpec, Step, Work
+from paiton_kernels.spec import MAX_BIASES
 
 _BINS = tl.constexpr(BINS)
 _GROUPS = tl.constexpr(GROUPS)
+_MAX_BIASES = tl.constexpr(MAX_BIASES)
+_BIASES_AT_ONCE = tl.constexpr(4)
+"""Few requests have more, and their loads wait for memory together."""
+
+
+@triton.jit
+def _biased(values, token, count, tokens, biases):
+    """Returns the logits of tokens after the row's `count` biases: each block goes through all of them."""
+    count = tl.minimum(count, _MAX_BIASES)
+    for start in range(0, count, _BIASES_AT_ONCE):
+        for offset in tl.static_range(_BIASES_AT_ONCE):
+            place = start + offset
+            biased = tl.load(tokens + place, mask=place < count, other=-1)
+            bias = tl.load(biases + place, mask=place < count, other=0.0)
+            values = tl.where(token == biased, values + bias, values)
+    return without_nan(values)  # inf - inf
 
 
 @triton.jit
@@ -46,6 +71,9 @@ def _process(
     token_counts,
     mask_row,
     mask,
+    bias_count,
+    bias_tokens,
+    bias_values,
     processed,
     chunk_largest,
     chunk_sum,
@@ -62,7 +90,7 @@ def _process(
     PADDED: tl.constexpr = CHUNK * chunk_count(VOCAB)
     token = chunk * CHUNK + tl.arange(0, CHUNK)
     inside = token < VOCAB
-    values = without_nan(tl.load(logits + row * logits_stride + token, mask=inside, other=float("-inf")))
+    values = load_logits(logits + row * logits_stride, token, VOCAB)
 
     largest = tl.max(values)
     shares = tl.exp(tl.where(values == largest, 0.0, values - largest))  # no NaN from inf - inf
@@ -71,6 +99,9 @@ def _process(
     groups = tl.max(tl.reshape(values, (_GROUPS, CHUNK // _GROUPS)), axis=1)
     tl.store(group_largest + (row * SLOTS + chunk) * _GROUPS + tl.arange(0, _GROUPS), groups)
 
+    biases = tl.load(bias_count + row)
+    if biases > 0:
+        values = _biased(values, token, biases, bias_tokens + row * _MAX_BIASES, bias_values + row * _MAX_BIASES)
     repetition, presence = tl.load(repetition_penalty + row), tl.load(presence_penalty + row)
     frequency = tl.load(frequency_penalty + row)
     if (repetition != 1.0) | (presence != 0.0) | (frequency != 0.0):  # else the history need not be read

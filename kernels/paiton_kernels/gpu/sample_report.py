@@ -10,21 +10,21 @@ import triton.language as tl
 from paiton_kernels.gpu.devices import Profile
 from paiton_kernels.gpu.sample_args import arguments, check_vocabulary, chunk_space, scratch, symbol_part
 from paiton_kernels.gpu.sample_arithmetic import (
-    MAX_TOP_LOGPROBS,
-    STOP_TOKENS,
     TOP_SLOTS,
     chunk_count,
     chunk_slots,
     chunk_tokens,
+    load_logits,
     value_of,
     without_nan,
 )
 from paiton_kernels.gpu.sample_cases import report_cases
 from paiton_kernels.gpu.spec import Constant, GpuKernelSpec, Grid, Step, Work
+from paiton_kernels.spec import MAX_STOP_TOKENS, MAX_TOP_LOGPROBS
 
 _TOP_SLOTS = tl.constexpr(TOP_SLOTS)
 _MAX_TOP = tl.constexpr(MAX_TOP_LOGPROBS)
-_STOP_TOKENS = tl.constexpr(STOP_TOKENS)
+_STOP_TOKENS = tl.constexpr(MAX_STOP_TOKENS)
 _NO_KEY = tl.constexpr(-(1 << 63))
 
 
@@ -93,7 +93,7 @@ def _report(
     logit = without_nan(tl.load(row_logits + drawn))
     if chunk < CHUNKS:
         token = chunk * CHUNK + tl.arange(0, CHUNK)
-        values = tl.load(row_logits + token, mask=token < VOCAB, other=float("-inf"))
+        values = load_logits(row_logits, token, VOCAB)
         larger = tl.sum((values > logit).to(tl.int32))
         if larger > 0:
             tl.atomic_add(sampled_rank + row, larger, sem="relaxed")

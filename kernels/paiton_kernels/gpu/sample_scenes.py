@@ -12,16 +12,15 @@ from numpy.typing import NDArray
 from paiton_kernels.gpu.sample_arithmetic import (
     BINS,
     GROUPS,
-    MAX_TOP_LOGPROBS,
-    STOP_TOKENS,
     TOP_SLOTS,
     chunk_count,
     chunk_slots,
     chunk_tokens,
 )
-from paiton_kernels.gpu.sample_reference import Row
 from paiton_kernels.gpu.sample_stages import Batch
 from paiton_kernels.gpu.spec import Step
+from paiton_kernels.sample_reference import Row
+from paiton_kernels.spec import MAX_BIASES, MAX_STOP_TOKENS, MAX_TOP_LOGPROBS
 
 _SENTINEL = 0.5
 """What outputs and scratch hold before the chain: must be left wherever nothing is to be written."""
@@ -88,7 +87,7 @@ def new_scene(name: str, logits: NDArray[np.float32], rows: Sequence[Row], seed:
     random = np.random.default_rng(seed)
     count, vocab = logits.shape
     bucket, slots = count + 1, count + 3
-    padding = np.full((count, 5), 1e9, np.float32)  # beyond the vocabulary: must never be chosen
+    padding = np.full((count, 64 - vocab % 64), 1e9, np.float32)  # beyond the vocabulary: must never be chosen
     history = random.integers(0, 3, (slots, vocab), np.int32) * (random.random((slots, vocab)) < 0.05)
     history |= np.where(random.random((slots, vocab)) < 0.05, np.int32(-(1 << 31)), np.int32(0))
     columns: dict[str, tuple[str, type]] = {
@@ -114,7 +113,10 @@ def new_scene(name: str, logits: NDArray[np.float32], rows: Sequence[Row], seed:
         "token_counts": history.astype(np.int32),
         "mask_row": np.full(bucket, -1, np.int32),
         "mask": np.zeros((bucket, -(-vocab // 32)), np.int32),
-        "stop_tokens": np.full((bucket, STOP_TOKENS), -1, np.int32),
+        "bias_count": np.zeros(bucket, np.int32),
+        "bias_tokens": np.zeros((bucket, MAX_BIASES), np.int32),
+        "bias_values": np.full((bucket, MAX_BIASES), 1e9, np.float32),  # beyond the count: must not apply
+        "stop_tokens": np.full((bucket, MAX_STOP_TOKENS), -1, np.int32),
         "positions": random.integers(0, 100, 2 * bucket, np.int32),
         "logit_rows": random.permutation(2 * count).astype(np.int32)[:bucket],
         "max_position": np.full(bucket, 1000, np.int32),
@@ -133,9 +135,16 @@ def constrain(scene: Scene, row: int, allowed: NDArray[np.int64]) -> None:
     scene.batch["mask_row"][row] = mask_row
 
 
+def add_biases(scene: Scene, row: int, tokens: Sequence[int] | NDArray[np.int64], values: Sequence[float]) -> None:
+    """Gives a row biases, in this order."""
+    scene.batch["bias_count"][row] = len(tokens)
+    scene.batch["bias_tokens"][row, : len(tokens)] = tokens
+    scene.batch["bias_values"][row, : len(tokens)] = values
+
+
 def end_request(scene: Scene, row: int, *, stop_token: int = -1, at_last_position: bool = False) -> None:
     """Gives a row a stop token, or a last position that it reaches."""
-    scene.batch["stop_tokens"][row, STOP_TOKENS // 2] = stop_token
+    scene.batch["stop_tokens"][row, MAX_STOP_TOKENS // 2] = stop_token
     if at_last_position:
         position = scene.batch["positions"][scene.batch["logit_rows"][row]]
         scene.batch["max_position"][row] = position + 1

@@ -17,11 +17,10 @@ from paiton_kernels.gpu.sample_arithmetic import (
     BINS_PER_OCTAVE,
     GROUPS,
     MASS_BITS,
-    MAX_TOP_LOGPROBS,
     chunk_count,
     chunk_tokens,
 )
-from paiton_kernels.gpu.sample_reference import (
+from paiton_kernels.sample_reference import (
     Row,
     best_tokens,
     log_probabilities,
@@ -29,6 +28,7 @@ from paiton_kernels.gpu.sample_reference import (
     rank_of,
     sampled_token,
 )
+from paiton_kernels.spec import MAX_TOP_LOGPROBS
 
 Batch = dict[str, NDArray[Any]]
 
@@ -55,6 +55,18 @@ def _allowed(batch: Batch, row: int, vocab: int) -> NDArray[np.bool_]:
     return np.unpackbits(words, bitorder="little")[:vocab].astype(bool)
 
 
+def _bias(batch: Batch, row: int, vocab: int) -> NDArray[np.float32]:
+    bias = np.zeros(vocab, np.float32)
+    count = batch["bias_count"][row]
+    bias[batch["bias_tokens"][row, :count]] = batch["bias_values"][row, :count]
+    return bias
+
+
+def _processed(batch: Batch, row: int, parameters: Row, vocab: int) -> NDArray[np.float32]:
+    logits, history = batch["logits"][row, :vocab], batch["token_counts"][batch["slot_of"][row]]
+    return processed_logits(logits, history, _allowed(batch, row, vocab), parameters, _bias(batch, row, vocab))
+
+
 def after_process(batch: Batch, rows: Sequence[Row], vocab: int) -> Batch:
     """The first launch: processed logits, and what a chunk knows by itself."""
     names = ("processed", "chunk_largest", "chunk_sum", "chunk_best", "group_largest", "row_histogram")
@@ -62,8 +74,7 @@ def after_process(batch: Batch, rows: Sequence[Row], vocab: int) -> Batch:
     chunks = chunk_count(vocab)
     for r, row in enumerate(rows):
         logits = batch["logits"][r, :vocab]
-        history = batch["token_counts"][batch["slot_of"][r]]
-        values = processed_logits(logits, history, _allowed(batch, r, vocab), row)
+        values = _processed(batch, r, row, vocab)
         raw, processed = _padded(logits), _padded(values)
         largest = raw.max(axis=1)
         batch["chunk_largest"][r, 0, :chunks] = largest
@@ -188,9 +199,7 @@ def after_draw(batch: Batch, rows: Sequence[Row], vocab: int) -> Batch:
     """The fourth launch: the token."""
     batch = _changed(batch, "sampled", "sampled_rank")
     for r, row in enumerate(rows):
-        history = batch["token_counts"][batch["slot_of"][r]]
-        values = processed_logits(batch["logits"][r, :vocab], history, _allowed(batch, r, vocab), row)
-        token, stable = sampled_token(values, row)
+        token, stable = sampled_token(_processed(batch, r, row, vocab), row)
         if not stable:
             raise ValueError(f"row {r} of the batch lies on an edge, where rounding decides: choose another draw")
         batch["sampled"][r] = token

@@ -71,7 +71,7 @@ def models_for(target: Target) -> tuple[ModelShape, ...]:
 
 
 def kernel_requests(model: ModelShape, step: Step) -> Iterator[Request]:
-    """Yields the kernels of a step that have a configuration to choose, or one configuration.
+    """Yields the kernels of a step and `history`, which loads a request between steps.
 
     `schedule` is missing: it follows `attention`.
     """
@@ -105,6 +105,7 @@ def kernel_requests(model: ModelShape, step: Step) -> Iterator[Request]:
     for family in FAMILIES:
         if family.startswith("sample_"):
             yield _request(family, {"VOCAB": model.vocab * model.ranks}, rows)
+    yield _request("history", {"VOCAB": model.vocab * model.ranks}, Step(1, 1))
 
 
 def _modes(model: ModelShape, step: Step) -> tuple[str, str, dict[str, Constant]]:

@@ -20,11 +20,12 @@ from paiton_artifacts.schema import Tensor
 from paiton_kernels.all_reduce import ALL_REDUCE
 from paiton_kernels.attention import ATTENTION
 from paiton_kernels.embed import EMBED
+from paiton_kernels.history import HISTORY
 from paiton_kernels.linear import DECODE_ROWS, LINEAR
 from paiton_kernels.pack import PACK
 from paiton_kernels.rope_table import ROPE_TABLE
 from paiton_kernels.sample import SAMPLE
-from paiton_kernels.spec import BLOCK_ELEMENTS, PACKED_ELEMENT_BYTES, Variant
+from paiton_kernels.spec import BLOCK_ELEMENTS, PACKED_ELEMENT_BYTES, KernelSpec, Variant
 
 _WEIGHT_MACRO = {"fp8_e4m3fn": "FP8", "int8": "INT8", "bf16": "BF16"}
 _ACT_MACRO = {"bf16": "BF16", "fp8-static": "FP8_STATIC", "fp8-dynamic": "FP8_DYNAMIC"}
@@ -63,19 +64,28 @@ class Lowering:
         return self.drafts
 
     def sample(self) -> list[Draft]:
-        """Returns the launches from logits to sampled tokens, which rank 0 computes."""
-        shape = self.shape
-        variant = SAMPLE.variant(VOCAB=shape.vocab)
-        fields = ("temperature", "top_k", "top_p", "seed", "draw")
-        references: dict[str, Reference] = {
-            "counts": Io("counts"),
-            "logits": self._logits(Access.READ),
-            "sampled": Io("sampled", Access.WRITE),
-            "worker_scratch": WorkerScratch(),
-            **{field: Io(field) for field in fields},
-        }
-        flags = LaunchFlag.RANK0_ONLY | (LaunchFlag.GROUP_BARRIER if shape.tp > 1 else LaunchFlag.NONE)
-        return [Draft(variant, references, {"logits_stride": shape.logits_stride}, flags=flags)]
+        """Returns the launches from logits to sampled tokens, state advanced; rank 0 computes them."""
+        references: dict[str, Reference] = {"logits": self._logits(Access.READ), "worker_scratch": WorkerScratch()}
+        flags = LaunchFlag.GROUP_BARRIER if self.shape.tp > 1 else LaunchFlag.NONE
+        self._on_rank_0(SAMPLE, references, {"logits_stride": self.shape.logits_stride}, flags)
+        return self.drafts
+
+    def history(self) -> list[Draft]:
+        """Returns the launches that count the tokens of a request that takes a slot, for rank 0's sampling."""
+        self._on_rank_0(HISTORY, {}, {}, LaunchFlag.NONE)
+        return self.drafts
+
+    def _on_rank_0(
+        self, spec: KernelSpec, references: Mapping[str, Reference], constants: Mapping[str, int], flags: LaunchFlag
+    ) -> None:
+        """Emits a launch whose other pointers are io fields of the same name."""
+        bound = dict(references)
+        for arg in spec.args:
+            if arg.ctype.endswith("*") and arg.name not in bound:
+                written = Access.READ | Access.WRITE if arg.ctype.startswith("mut") else Access.READ
+                bound[arg.name] = Io(arg.name, written)
+        variant = spec.variant(VOCAB=self.shape.vocab)
+        self._emit(variant, bound, constants, flags=flags | LaunchFlag.RANK0_ONLY)
 
     def _match(self, ops: list[Op]) -> int:
         """Emits the launches of the first ops and returns how many ops they cover."""
@@ -144,6 +154,7 @@ class Lowering:
         references: dict[str, Reference] = {
             "counts": Io("counts"),
             "token_ids": Io("token_ids"),
+            "last_token": Io("last_token"),
             "table": Weight(op.weight),
             "first_token": RankTimes(table.shape[0]),
             "out": out,

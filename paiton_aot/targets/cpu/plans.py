@@ -51,12 +51,14 @@ def make_plans(program: Program, tensors: Sequence[Tensor], weights_bytes: int, 
     table = {tensor.name: tensor for tensor in tensors}
     sizes = buckets(shape.max_tokens, shape.max_requests)
     forward = [(bucket, Lowering(program, table, shape, bucket).forward()) for bucket in sizes]
-    largest = Bucket(shape.max_tokens, shape.max_requests)
-    sampling = [(largest, Lowering(program, table, shape, largest).sample())]
+    largest, joining = Bucket(shape.max_tokens, shape.max_requests), Bucket(1, 1)
+    sampling = Lowering(program, table, shape, largest).sample()
+    history = Lowering(program, table, shape, joining).history()
+    chains = [*forward, (largest, sampling), (joining, history)]
     placed = [allocate(drafts) for _, drafts in forward]
     scratch_bytes = align_up(max(size for _, size in placed), TENSOR_ALIGNMENT)
     worker_bytes = max(
-        draft.variant.worker_scratch_bytes(bucket.tokens) for bucket, drafts in forward + sampling for draft in drafts
+        draft.variant.worker_scratch_bytes(bucket.tokens) for bucket, drafts in chains for draft in drafts
     )
     memory = _memory_plan(shape, weights_bytes, scratch_bytes, align_up(worker_bytes, TENSOR_ALIGNMENT))
     settle = _Settler(table, memory, shape)
@@ -64,21 +66,21 @@ def make_plans(program: Program, tensors: Sequence[Tensor], weights_bytes: int, 
         settle.plan("forward", bucket, drafts, offsets)
         for (bucket, drafts), (offsets, _) in zip(forward, placed, strict=True)
     ]
-    plans += [settle.plan("sample", bucket, drafts, {}) for bucket, drafts in sampling]
-    variants = {draft.variant.symbol: draft.variant for _, drafts in forward + sampling for draft in drafts}
+    plans.append(settle.plan("sample", largest, sampling, {}))
+    plans.append(settle.plan("history", joining, history, {}))
+    variants = {draft.variant.symbol: draft.variant for _, drafts in chains for draft in drafts}
     return CpuPlans(tuple(plans), tuple(variants[symbol] for symbol in sorted(variants)), memory)
 
 
 def _memory_plan(shape: Shape, weights_bytes: int, scratch_bytes: int, worker_scratch_bytes: int) -> MemoryPlan:
-    fields = io_fields(shape)
-    io_bytes = align_up(end_of(fields), TENSOR_ALIGNMENT)
+    fields, input_bytes = io_fields(shape)
     return MemoryPlan(
         target=TARGET,
         profile=PROFILE,
         compute_units=0,
         weights_bytes=weights_bytes,
-        io_bytes=io_bytes,
-        io_input_bytes=io_bytes,
+        io_bytes=align_up(end_of(fields), TENSOR_ALIGNMENT),
+        io_input_bytes=input_bytes,
         scratch_bytes=scratch_bytes,
         worker_scratch_bytes=worker_scratch_bytes,
         comm_bytes=shape.comm_bytes,

@@ -174,6 +174,11 @@ class Engine:
         """Requests that have not ended."""
         return self._open
 
+    @property
+    def waiting_requests(self) -> int:
+        """Of them, those that wait to be run, as far as the engine's thread has looked."""
+        return len(self._scheduler.waiting)
+
     def _make(
         self,
         prompt: Sequence[int],

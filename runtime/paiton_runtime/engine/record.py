@@ -31,8 +31,8 @@ class Recorder:
     def step(self, step: Step, blocks: BlockManager) -> None:
         """A step's result is there; its tokens have not been looked at."""
         for request, _ in step.proposal.chunks:
-            if request.started is None:
-                request.started = step.started
+            if request.started_at is None:
+                request.started_at = step.started
         last, self._last = self._last, step
         scheduler = self._scheduler
         seen = scheduler.queries, scheduler.hits, scheduler.preemptions
@@ -60,11 +60,11 @@ class Recorder:
     def token(self, request: Request, now: float) -> None:
         """A token of a request is known since `now`."""
         if self._observer is not None:
-            since = request.arrived if request.last_token is None else request.last_token
-            self._tokens.append(TokenRecord(request.last_token is None, now - since))
-        if request.first_token is None:
-            request.first_token = now
-        request.last_token = now
+            since = request.arrived if request.last_token_at is None else request.last_token_at
+            self._tokens.append(TokenRecord(request.last_token_at is None, now - since))
+        if request.first_token_at is None:
+            request.first_token_at = now
+        request.last_token_at = now
 
     def request(self, request: Request, reason: str) -> None:
         """A request has ended."""
@@ -78,8 +78,8 @@ class Recorder:
             max_tokens=request.params.max_tokens,
             finish_reason=reason,
             arrived=request.arrived,
-            scheduled=request.started,
-            first_token=request.first_token,
+            scheduled=request.started_at,
+            first_token=request.first_token_at,
             finished=time.monotonic(),
             preemptions=request.preemptions,
         )

@@ -45,6 +45,12 @@ class Request:
         keys: of the full blocks whose tokens are known, as far as somebody asked.
         remembered: blocks that the prefix cache was told of.
         slot: of the device's state; None while it waits.
+        cached_tokens: positions that came from the prefix cache when it got its blocks.
+        looked_up: it was counted among the prefix cache's queries.
+        preemptions: how often it lost its blocks.
+        started_at: its first step began, in seconds of `time.monotonic()`; None before, as the two that follow.
+        first_token_at: its first token was known.
+        last_token_at: its last one was.
     """
 
     request_id: str
@@ -71,9 +77,9 @@ class Request:
     cached_tokens: int = 0
     looked_up: bool = False
     preemptions: int = 0
-    started: float | None = None
-    first_token: float | None = None
-    last_token: float | None = None
+    started_at: float | None = None
+    first_token_at: float | None = None
+    last_token_at: float | None = None
 
     @property
     def generated(self) -> int:

@@ -17,8 +17,11 @@ from paiton_artifacts.kernel_table import Kernel, KernelArgument, check_launches
 from paiton_artifacts.layout import Region, align_up
 from paiton_artifacts.plan import Plan, check_plan, decode_plan, encode_plan
 from paiton_kernels.gpu.devices import PROFILES, TARGETS
+from paiton_kernels.gpu.sample import SAMPLE_CHAIN
 from paiton_kernels.gpu.spec import GpuVariant
 from paiton_kernels.gpu.tuning import Choice
+from paiton_kernels.spec import MAX_BIASES, MAX_TOP_LOGPROBS
+from paiton_runtime.engine import params
 from tests.cpu.build.test_plans import lowered
 from tests.cpu.build.test_weights import SMOLLM2
 
@@ -99,6 +102,8 @@ def test_pointers_that_a_variant_reads_are_bound(planned: Planned) -> None:
         "linear": {"counts", "a", "weight", "out"},
         "attention": {"items", "q", "kv", "block_tables", "positions", "out"},
         "schedule": {"query_start", "positions", "items"},
+        "sample_process": {"counts", "logits", "mask_row", "mask", "bias_count", "bias_tokens", "bias_values"},
+        "history": {"history_slot", "history_length", "history_prompt_length", "history_tokens", "token_counts"},
     }
     seen = set()
     for chain in planned.configured.chains:
@@ -161,10 +166,27 @@ def test_an_address_that_breaks_the_specialisation_is_refused(planned: Planned) 
 def test_the_io_region_begins_with_what_every_step_sends() -> None:
     fields, input_bytes = io_fields(lowered(1)[2], semaphores=100)
     inputs = [field.name for field in fields if field.offset < input_bytes]
-    assert {"counts", "token_ids", "positions", "query_start", "temperature", "seed"} <= set(inputs)
-    assert not {"block_tables", "mask", "sampled", "last_token", "semaphores"} & set(inputs)
+    assert {"counts", "token_ids", "positions", "query_start", "temperature", "seed", "bias_count"} <= set(inputs)
+    others = {"block_tables", "mask", "bias_tokens", "history_tokens", "sampled", "last_token", "semaphores"}
+    assert not others & set(inputs)
     state = [field.name for field in fields][-4:]
     assert state == ["last_token", "finished", "token_counts", "semaphores"]
+
+
+def test_logits_are_read_in_vectors(planned: Planned) -> None:
+    """Rows of logits begin at multiples of 16 elements, and the kernels that read them are compiled for that."""
+    assert planned.shape.logits_stride % 16 == 0
+    for spec in SAMPLE_CHAIN:
+        for arg in spec.args:
+            assert arg.name != "logits_stride" or arg.divisor == 16
+
+
+def test_the_runtime_has_the_limits_of_the_kernels() -> None:
+    assert (params.MAX_BIASES, params.MAX_TOP_LOGPROBS) == (MAX_BIASES, MAX_TOP_LOGPROBS)
+    fields = {field.name: field.count for field in io_fields(lowered(1)[2], semaphores=1)[0]}
+    requests = lowered(1)[2].max_requests
+    assert fields["bias_tokens"] == fields["bias_values"] == requests * params.MAX_BIASES
+    assert fields["top_tokens"] == fields["top_values"] == requests * params.MAX_TOP_LOGPROBS
 
 
 def test_buckets_have_few_and_all_rows() -> None:

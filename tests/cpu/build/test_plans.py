@@ -13,13 +13,16 @@ from paiton_aot.blob_layout import blob_size, lay_out
 from paiton_aot.models import llama
 from paiton_aot.models.storage import Storage
 from paiton_aot.targets.cpu.lower import Lowering
+from paiton_aot.targets.cpu.memory import io_fields
 from paiton_aot.targets.cpu.plans import CpuPlans, buckets, make_plans
 from paiton_aot.targets.draft import Bucket, Draft, Scratch
+from paiton_aot.targets.gpu.io import io_fields as gpu_io_fields
+from paiton_aot.targets.io_layout import extent
 from paiton_aot.targets.scratch import allocate
 from paiton_aot.targets.shape import Shape
 from paiton_aot.weights import scale_specs
 from paiton_artifacts.layout import Region
-from paiton_artifacts.plan import check_plan, decode_plan, encode_plan
+from paiton_artifacts.plan import LaunchFlag, check_plan, decode_plan, encode_plan
 from tests.cpu.build.test_weights import SMOLLM2
 
 LIMITS = (512, 32, 8192)
@@ -67,6 +70,32 @@ def test_every_relocation_lies_within_its_region(tp: int, modes: dict[str, str])
     for plan in made.plans:
         assert decode_plan(encode_plan(plan)) == plan
         check_plan(plan, extents, tp, symbols)
+
+
+@pytest.mark.parametrize(("tp", "barrier"), [(1, LaunchFlag.NONE), (3, LaunchFlag.GROUP_BARRIER)])
+def test_only_rank_0_samples_and_counts(tp: int, barrier: LaunchFlag) -> None:
+    """Logits come from all ranks, so sampling waits for them; what counts a request's history needs nobody."""
+    plans = {plan.family: plan for plan in _plans(tp).plans if plan.family != "forward"}
+    flags = {
+        family: [launch.flags for segment in plan.segments for launch in segment.launches]
+        for family, plan in plans.items()
+    }
+    assert flags == {"sample": [LaunchFlag.RANK0_ONLY | barrier], "history": [LaunchFlag.RANK0_ONLY]}
+    sizes = {family: (plan.tokens, plan.requests) for family, plan in plans.items()}
+    assert sizes == {"sample": LIMITS[:2], "history": (1, 1)}
+
+
+def test_the_cpu_and_gpus_share_one_protocol() -> None:
+    """The engine finds every io field under the same name, with the same size, wherever it runs."""
+    _, _, shape = lowered(1)
+    cpu, input_bytes = io_fields(shape)
+    gpu, gpu_input_bytes = gpu_io_fields(shape, 8)
+    sizes = {field.name: (field.dtype, field.count) for field in gpu if field.name not in ("query_start", "semaphores")}
+    assert {field.name: (field.dtype, field.count) for field in cpu} == sizes
+    for fields, first_other in ((cpu, input_bytes), (gpu, gpu_input_bytes)):
+        written_later = next(field for field in fields if field.name == "block_tables")
+        assert written_later.offset == first_other
+        assert all(extent(a) <= b.offset - a.offset for a, b in pairwise(fields))
 
 
 @pytest.mark.parametrize("tokens", [1, 512])

@@ -18,7 +18,6 @@ from paiton_kernels.gpu.compile import COMPILER, CompiledKernel, compile_all
 from paiton_kernels.gpu.devices import PROFILES, TARGETS, Profile
 from paiton_kernels.gpu.embed import EMBED
 from paiton_kernels.gpu.families import FAMILIES
-from paiton_kernels.gpu.sample_history import HISTORY
 from paiton_kernels.gpu.spec import Config, Constant, Step, Work
 from paiton_kernels.gpu.tuning import Choice, Request, bucket_of, choose, record_table
 from paiton_kernels.gpu.tuning_table import Entry, TuningTable, read_table, recorded_table
@@ -316,8 +315,7 @@ def test_shipped_tables_fit_the_kernels(profile: Profile, monkeypatch: pytest.Mo
         return
     found = read_table(path, profile)
     assert found.entries
-    families = {**FAMILIES, HISTORY.family: HISTORY}
     for (family, shape, bucket), entry in found.entries.items():
-        assert found.config(families[family], shape, bucket) == entry.config
+        assert found.config(FAMILIES[family], shape, bucket) == entry.config
         assert entry.microseconds > 0
         assert entry.provenance == "static ranking" or entry.provenance.startswith("measured on ")

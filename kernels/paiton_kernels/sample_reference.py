@@ -1,8 +1,8 @@
 """``sample`` in float64, row by row: what the chain of launches computes, from a sort instead of a selection.
 
-Order of operations: mask; repetition, frequency and presence penalties; temperature; min-p; then top-k, top-p and the
-draw as :mod:`paiton_kernels.sample` has them. If nothing is allowed, the token is 0. Reported log-probabilities and
-ranks are those of the logits as they came.
+Order of operations: biases and mask; repetition, frequency and presence penalties; temperature; min-p; then top-k,
+top-p and the draw as :mod:`paiton_kernels.sample` has them. If nothing is allowed, the token is 0. Reported
+log-probabilities and ranks are those of the logits as they came.
 """
 
 from __future__ import annotations
@@ -52,10 +52,23 @@ class Row:
 
 
 def processed_logits(
-    logits: NDArray[np.float32], history: NDArray[np.int32], allowed: NDArray[np.bool_], row: Row
+    logits: NDArray[np.float32],
+    history: NDArray[np.int32],
+    allowed: NDArray[np.bool_],
+    row: Row,
+    bias: NDArray[np.float32] | float = 0.0,
 ) -> NDArray[np.float32]:
-    """Returns f32[VOCAB] logits after mask and penalties, computed in float64; `history` as in token_counts."""
-    values = np.where(np.isnan(logits) | ~allowed, -np.inf, logits.astype(np.float64))
+    """Returns f32[VOCAB] logits after biases, mask and penalties, computed in float64.
+
+    Args:
+        logits: as they came, f32[VOCAB].
+        history: as a row of token_counts.
+        allowed: by the mask, bool[VOCAB].
+        row: its penalties apply.
+        bias: f32[VOCAB], added to the logits; -inf bans a token.
+    """
+    values = np.where(np.isnan(logits) | ~allowed | (bias == -np.inf), -np.inf, logits.astype(np.float64))
+    values = np.where(values > -np.inf, values + bias, -np.inf)
     generated = history & 0x7FFFFFFF
     repeated = np.where(values > 0, values / row.repetition, values * row.repetition)
     values = np.where(history != 0, repeated, values) - row.frequency * generated

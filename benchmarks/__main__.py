@@ -8,11 +8,15 @@ import sys
 NAMES = {
     "startup": "posix_spawn to the first token on stdout",
     "decode": "tokens per second of one stream, beside transformers",
+    "serve": "throughput and latencies over HTTP, beside llama.cpp's server and vLLM's CPU build",
+    "soak": "our server under mixed load with cancellations: does it leak or hang?",
     "numerics": "perplexity and top-1 agreement on a text, beside transformers",
     "build_memory": "anonymous memory of a build of a 6 GB checkpoint",
     "graphs": "our own time of making graphs of plans, on a driver that runs nothing",
+    "store": "pushes, pulls and boots from a store, beside plain transfers by the same client",
     "load": "gigabytes per second of weights into memory, beside plain pread loops",
     "cpu_kernels": "bandwidth and flops of single kernels",
+    "gpu_build": "seconds to make all code objects of a model for GPU targets: cold, warm, ranked",
     "gpu_code": "resources and predicted times of GPU kernels, from their code: docs/gpu-kernels.md",
     "gpu_kernels": "likewise on this machine's GPU, beside a copy and PyTorch",
 }

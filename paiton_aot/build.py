@@ -12,15 +12,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import paiton_aot
+from paiton_aot.attest.provenance import provenance
+from paiton_aot.attest.sbom import sbom
+from paiton_aot.cache.stages import BlobStages
 from paiton_aot.checkpoint import open_checkpoint
 from paiton_aot.checkpoint.base import Checkpoint, TokenizerFiles, expect_tensor
 from paiton_aot.convert import write_tensors
 from paiton_aot.goldens import REFERENCE_LEVEL, check_levels, make_goldens
+from paiton_aot.identity.build_key import BuildKey
+from paiton_aot.identity.inputs import Inputs, identify
 from paiton_aot.lower import Lowered, lower
 from paiton_aot.options import CPU, BuildOptions
 from paiton_aot.progress import Progress
 from paiton_artifacts.kernel_table import encode_kernel_table
-from paiton_artifacts.layout import FORMAT_MINOR, RUNTIME_ABI
+from paiton_artifacts.layout import FORMAT_MINOR, PROVENANCE_NAME, RUNTIME_ABI, SBOM_NAME
 from paiton_artifacts.plan import Plan, encode_plan
 from paiton_artifacts.schema import Blob, CodeObject, Manifest, PlanFile, Tokenizer
 from paiton_artifacts.writer import BundleWriter
@@ -38,6 +43,7 @@ class BuildResult:
 
     bundle: Path
     lowered: Lowered
+    key: BuildKey
     bytes: int = 0
     gpus: tuple[GpuTarget, ...] = ()
     verified: tuple[str, ...] = ()  # levels that ran here and met the goldens
@@ -53,7 +59,16 @@ class BuildResult:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
-def build(model: Path, output: Path, options: BuildOptions, *, force: bool = False, show: bool = False) -> BuildResult:
+def build(
+    model: Path,
+    output: Path,
+    options: BuildOptions,
+    *,
+    force: bool = False,
+    progress: Progress | None = None,
+    inputs: Inputs | None = None,
+    stages: BlobStages | None = None,
+) -> BuildResult:
     """Builds a bundle of `model` at `output`.
 
     Args:
@@ -61,29 +76,45 @@ def build(model: Path, output: Path, options: BuildOptions, *, force: bool = Fal
         output: directory to create.
         options: what to build.
         force: replace an existing output, once the new bundle is complete.
-        show: draw progress bars on stderr.
+        progress: where to tell how it gets on.
+        inputs: of this model and these options, where they were identified already.
+        stages: where converted weights are kept.
 
     Raises:
         PaitonError: see `paiton_artifacts.errors`; nothing is left behind.
     """
+    progress = Progress(enabled=False) if progress is None else progress
     with ExitStack() as stack:
         writer = stack.enter_context(BundleWriter(output, force=force))
         started = time.perf_counter()
         checkpoint = stack.enter_context(open_checkpoint(model))
-        result = BuildResult(output, lower(checkpoint, options))
-        check_tensors(checkpoint, result.lowered)
+        lowered = lower(checkpoint, options)
+        check_tensors(checkpoint, lowered)
         tokenizer = checkpoint.tokenizer()
-        result.seconds["read and lower"] = time.perf_counter() - started
-        manifest = _write(writer, checkpoint, tokenizer, options, result, Progress(show))
+        lowering = time.perf_counter() - started
+        # After what is cheap to refuse: this reads the weights, once.
+        inputs = identify(model, options, progress) if inputs is None else inputs
+        result = BuildResult(output, lowered, inputs.key)
+        result.seconds["identify"] = inputs.seconds
+        result.seconds["read and lower"] = lowering
+        manifest = _write(writer, checkpoint, tokenizer, options, result, progress, stages)
         with result.stage("verify"):
             mode = "fp8" if "fp8" in (options.act, options.kv) else "bf16"
             goldens = make_goldens(writer.directory, tokenizer.tokenizer_json, mode)
             result.verified = (REFERENCE_LEVEL, *check_levels(writer.directory, goldens))
         with result.stage("write"):
-            writer.write_manifest(replace(manifest, goldens=goldens))
+            inputs.check_unchanged()
+            _write_manifest(writer, replace(manifest, goldens=goldens), inputs.key)
             result.bytes = sum(f.stat().st_size for f in writer.directory.rglob("*") if f.is_file())
             writer.commit()
     return result
+
+
+def _write_manifest(writer: BundleWriter, manifest: Manifest, key: BuildKey) -> None:
+    """Writes the manifest, and beside it what the build tells about itself."""
+    digest = writer.write_manifest(manifest).sha256
+    writer.add_file(SBOM_NAME, sbom(key, manifest, digest))
+    writer.add_file(PROVENANCE_NAME, provenance(key, digest))
 
 
 def check_tensors(checkpoint: Checkpoint, lowered: Lowered) -> None:
@@ -108,6 +139,7 @@ def _write(
     options: BuildOptions,
     result: BuildResult,
     progress: Progress,
+    stages: BlobStages | None,
 ) -> Manifest:
     """Writes every file but the final manifest; the one it leaves has no goldens yet."""
     lowered = result.lowered
@@ -116,7 +148,7 @@ def _write(
         result.gpus = build_gpus(lowered, options, progress)
         code += tuple(_write_archive(writer, gpu) for gpu in result.gpus)
     with result.stage("convert"):
-        blobs = _write_blobs(writer, checkpoint, lowered, options.tp, progress)
+        blobs = _obtain_blobs(writer, checkpoint, lowered, options.tp, progress, stages)
     with result.stage("plan"):
         made = [*lowered.cpu.plans, *(plan for gpu in result.gpus for plan in gpu.plans)]
         plans = tuple(_write_plan(writer, plan) for plan in made)
@@ -167,6 +199,26 @@ def _write_archive(writer: BundleWriter, gpu: GpuTarget) -> CodeObject:
     table = writer.add_file(f"{folder}/kernels.table", encode_kernel_table(gpu.table, len(gpu.code)))
     symbols = tuple(kernel.symbol for kernel in gpu.table.kernels)
     return CodeObject(gpu.target.name, gpu.target.level, code, table, symbols, gpu.compiler)
+
+
+def _obtain_blobs(
+    writer: BundleWriter,
+    checkpoint: Checkpoint,
+    lowered: Lowered,
+    tp: int,
+    progress: Progress,
+    stages: BlobStages | None,
+) -> tuple[Blob, ...]:
+    """Takes the blobs from where they are kept, else converts them and keeps them."""
+    if stages is None:
+        return _write_blobs(writer, checkpoint, lowered, tp, progress)
+    taken = stages.take(writer, tp, lowered.blob_bytes, lowered.tensors)
+    if taken is not None:
+        progress.event("resumed", "convert: weights converted before are used again", stage="convert")
+        return taken
+    blobs = _write_blobs(writer, checkpoint, lowered, tp, progress)
+    stages.keep(writer, blobs, lowered.tensors)
+    return blobs
 
 
 def _write_blobs(

@@ -7,8 +7,10 @@ import importlib
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from paiton_aot import __version__
 from paiton_aot.options import CPU, LM_HEADS, PRECISIONS, WEIGHTS, BuildOptions
@@ -16,7 +18,7 @@ from paiton_artifacts.command_line import CommandParser, run
 from paiton_artifacts.errors import UnsupportedTargetError, UsageError
 from paiton_kernels.gpu.devices import PROFILES, TARGETS, profile_named
 
-RESERVED = ("push", "eval", "gc", "ls", "diff")
+RESERVED = ("eval",)
 """First words that later versions give a meaning; a directory of that name is written ./NAME."""
 
 MAX_BATCHED_TOKENS = 1 << 16
@@ -28,9 +30,11 @@ _EPILOG = """examples:
   paiton-build plan ./Llama-3.1-8B            sizes and kernels, without reading weights
   paiton-build tune ./Llama-3.1-8B --target cuda:sm_90 -o h200.json    measures kernels on this machine's GPU
   paiton-build verify smollm2.bundle          every digest, every golden
+  paiton-build sign smollm2.bundle --key key.pem
+  paiton-build push smollm2.bundle s3://bucket/models/smollm2:v1
 
-exit codes: 0 done, 1 internal error, 2 usage, 3 unsupported, 4 verification failed, 6 bad checkpoint,
-7 out of disk, memory or a working compiler, 130/143 interrupted"""
+exit codes: 0 done, 1 internal error, 2 usage, 3 unsupported, 4 verification failed, 5 store, 6 bad checkpoint,
+7 out of disk, memory or a working compiler, 75 another build did not end, 130/143 interrupted"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,27 +50,87 @@ def _run(argv: list[str]) -> int:
         from paiton_runtime.cli import main as run_main  # noqa: PLC0415
 
         return run_main(argv)
+    if word in ("push", "ls", "diff", "gc"):
+        from paiton_aot.store_commands import run_command  # noqa: PLC0415  (a build does without)
+
+        return run_command(word, argv[1:])
+    if word == "sign":
+        sign = _with_extra("build", lambda: importlib.import_module("paiton_aot.sign_command"))
+        return int(sign.sign_command(argv[1:]))
     if word == "tune":
         tune = _with_extra("gpu", lambda: importlib.import_module("paiton_aot.tune_command"))
         return int(tune.tune_command(argv[1:]))
     args = _parser().parse_args(argv[1:] if word == "plan" else argv)
-    if not (args.plan_only or word == "plan") and args.output is None:
-        raise UsageError("no output was named", hint="add -o BUNDLE")
+    planning = args.plan_only or word == "plan"
+    _check_output(args, planning=planning)
     options = _options(args)
+    progress = _with_extra("build", lambda: importlib.import_module("paiton_aot.progress")).Progress(
+        not args.quiet, events=args.progress == "json"
+    )
+    if args.cache is not None and not planning:
+        return _cached(args, options, progress)
     report = _with_extra("build", lambda: importlib.import_module("paiton_aot.report"))
     build = importlib.import_module("paiton_aot.build")
     if options.targets:
         _with_extra("gpu", lambda: importlib.import_module("paiton_aot.targets.gpu.build"))
-    if args.plan_only or word == "plan":
-        plan = report.plan(args.model, options, show=not args.quiet)
+    if planning:
+        plan = report.plan(args.model, options, progress)
+        if args.cache is not None:
+            command, request = _cache_request(args, options)
+            plan = replace(plan, cache=command.look_up(request, plan.key, progress))
         print(json.dumps(plan.as_json(), indent=2) if args.json else plan.as_text())
         return 0
-    result = build.build(args.model, args.output, options, force=args.force, show=not args.quiet)
+    if args.check:
+        check = importlib.import_module("paiton_aot.check").check_reproduction(
+            args.model, args.output, options, progress
+        )
+        if args.json:
+            print(json.dumps(check.as_json(), indent=2))
+        progress.event("checked", check.summary(), **check.as_json())
+        return 0
+    result = build.build(args.model, args.output, options, force=args.force, progress=progress)
     if args.json:
         print(json.dumps(report.built(result), indent=2))
-    if not args.quiet:
+    if not args.quiet and args.progress != "json":
         print(report.summary(result), file=sys.stderr)
     return 0
+
+
+def _cached(args: argparse.Namespace, options: BuildOptions, progress: Any) -> int:  # noqa: ANN401 (needs an extra)
+    """Builds through a cache."""
+    command, request = _cache_request(args, options)
+    outcome = command.cached_build(request, progress)
+    if args.json:
+        print(json.dumps(outcome.as_json(), indent=2))
+    if not args.quiet and args.progress != "json":
+        print(outcome.summary(), file=sys.stderr)
+    return 0
+
+
+def _cache_request(args: argparse.Namespace, options: BuildOptions) -> tuple[Any, Any]:
+    """Returns the module `cache.command`, which needs an extra, and what it is to do."""
+    from paiton_artifacts.trust.keys import load_trusted_keys  # noqa: PLC0415  (a build without a cache does without)
+    from paiton_artifacts.trust.policy import Policy  # noqa: PLC0415
+
+    command = _with_extra("build", lambda: importlib.import_module("paiton_aot.cache.command"))
+    trusted = load_trusted_keys(args.trusted_key or ())
+    # Without a key to go by, whoever may write to the cache is trusted.
+    policy = Policy(trusted, require_signature=bool(trusted), allow_untrusted=not trusted)
+    return command, command.Request(args.model, args.output, options, args.cache, args.force, args.lock_timeout, policy)
+
+
+def _check_output(args: argparse.Namespace, *, planning: bool) -> None:
+    """Refuses combinations of output, cache and check that have no meaning."""
+    if args.check and (planning or args.cache is not None or args.output is None):
+        raise UsageError(
+            "--check compares with the bundle at -o, without a cache", hint="paiton-build MODEL -o BUNDLE --check"
+        )
+    if args.output is None and args.cache is None and not planning:
+        raise UsageError("no output was named", hint="add -o BUNDLE")
+    if args.trusted_key and args.cache is None:
+        raise UsageError("--trusted-key is for what comes out of a --cache", hint="add --cache URL")
+    if args.lock_timeout < 0:
+        raise UsageError(f"--lock-timeout {args.lock_timeout:g} is negative", hint="use 0 not to wait at all")
 
 
 def _with_extra(extra: str, load: Callable[[], ModuleType]) -> ModuleType:
@@ -126,7 +190,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="paiton-build",
         usage="paiton-build [plan] MODEL -o BUNDLE [options]\n"
         "       paiton-build tune MODEL --target TARGET -o TABLE\n"
-        "       paiton-build verify BUNDLE",
+        "       paiton-build verify BUNDLE\n"
+        "       paiton-build sign BUNDLE --key FILE",
         description="Turns a checkpoint into a bundle that paiton-run boots without compiling or profiling anything.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -135,7 +200,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-o", "--output", type=Path, metavar="BUNDLE", help="directory to create")
     parser.add_argument("--force", action="store_true", help="replace an existing output once the new one is complete")
     parser.add_argument("--plan-only", action="store_true", help="print sizes and kernels without reading weights")
+    parser.add_argument(
+        "--check", action="store_true", help="build again, with no caches, and compare every byte with the bundle at -o"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
+    parser.add_argument(
+        "--progress",
+        choices=("auto", "json"),
+        default="auto",
+        help="on stderr: bars on a terminal and lines elsewhere, or one JSON object a line (default: auto)",
+    )
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars, no summary")
     parser.add_argument("--name", help="model name to record (default: the checkpoint's)")
     parser.add_argument("--cache-dir", type=Path, help="where compiled kernels are kept (default: ~/.cache/paiton)")
@@ -164,6 +238,24 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         metavar="N",
         help="tokens in one step, a power of two (default: 512 on the cpu, 2048 on GPUs)",
+    )
+    cache = parser.add_argument_group("build cache")
+    cache.add_argument(
+        "--cache", metavar="DIR|URL", help="take the bundle from here if it was built before, else keep it here"
+    )
+    cache.add_argument(
+        "--lock-timeout",
+        type=float,
+        default=3600.0,
+        metavar="SECONDS",
+        help="how long to wait for another build of the same thing (default: 3600)",
+    )
+    cache.add_argument(
+        "--trusted-key",
+        action="append",
+        type=Path,
+        metavar="FILE",
+        help="take from a URL only what this public key (PEM) signed; repeatable (default: trust the cache)",
     )
     tuning = parser.add_argument_group("how GPU kernels are tuned")
     tuning.add_argument(

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from paiton_artifacts.user_cache import user_cache_dir
 
 WEIGHTS = ("fp8", "bf16")
 LM_HEADS = ("bf16", "int8", "fp8")
 PRECISIONS = ("bf16", "fp8")
 CPU = "cpu"
-
-
-def default_cache_dir() -> Path:
-    """Returns where compiled kernels are cached: $PAITON_CACHE, else paiton below $XDG_CACHE_HOME or ~/.cache."""
-    if explicit := os.environ.get("PAITON_CACHE"):
-        return Path(explicit)
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "paiton"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,4 +46,4 @@ class BuildOptions:
     max_num_seqs: int = 32
     max_num_batched_tokens: int | None = None
     name: str | None = None
-    cache_dir: Path = field(default_factory=default_cache_dir)
+    cache_dir: Path = field(default_factory=user_cache_dir)

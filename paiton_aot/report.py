@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from paiton_aot.build import BuildResult, build_gpus, check_tensors, kernel_symbols
 from paiton_aot.checkpoint import open_checkpoint
+from paiton_aot.identity.build_key import BuildKey
+from paiton_aot.identity.inputs import identify
 from paiton_aot.lower import Lowered, lower
 from paiton_aot.options import BuildOptions
 from paiton_aot.progress import Progress
@@ -23,11 +25,16 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class PlanReport:
-    """Sizes and kernels of a build, known from headers alone; kernels of GPU targets are compiled for it."""
+    """Sizes and kernels of a build, known from headers alone, and its key; kernels of GPU targets are compiled for it.
+
+    `cache` is what a build through a cache would find, as `cache.command.look_up` returns it.
+    """
 
     lowered: Lowered
     tp: int
+    key: BuildKey
     gpus: Sequence[GpuTarget] = ()
+    cache: dict[str, Any] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Returns the report as plain data; sizes in bytes."""
@@ -50,6 +57,9 @@ class PlanReport:
             "plans": len(self.lowered.cpu.plans),
             "kernels": list(kernel_symbols(self.lowered)),
             "gpus": [_gpu(gpu) for gpu in self.gpus],
+            "key": self.key.value,
+            "components": dict(self.key.components),
+            "cache": self.cache,
         }
 
     def as_text(self) -> str:
@@ -68,7 +78,19 @@ class PlanReport:
         lines = [f"{name:16} {value}" for name, value in rows]
         symbols = kernel_symbols(self.lowered)
         lines += [f"{'kernels':16} {len(symbols)}", *(f"  {symbol}" for symbol in symbols)]
-        return "\n".join([*lines, *(line for gpu in self.gpus for line in _gpu_lines(gpu))])
+        lines += [line for gpu in self.gpus for line in _gpu_lines(gpu)]
+        lines += [f"{'build key':16} {self.key.value}"]
+        if self.cache is not None:
+            lines += [f"{'cache':16} {_cache_text(self.cache)}"]
+        return "\n".join([*lines, *(f"  {name} {value}" for name, value in self.key.components.items())])
+
+
+def _cache_text(cache: dict[str, Any]) -> str:
+    if cache["hit"]:
+        return f"has it: {cache['bundle']}"
+    if cache["differs"] is None:
+        return "has no build of this model"
+    return f"has an older build of this model; changed since: {', '.join(cache['differs']) or 'nothing'}"
 
 
 def _memory(memory: MemoryPlan) -> dict[str, int]:
@@ -106,13 +128,16 @@ def _gpu_lines(gpu: GpuTarget) -> list[str]:
     return [*lines, *(f"  {kernel.symbol}" for kernel in gpu.table.kernels)]
 
 
-def plan(model: Path, options: BuildOptions, *, show: bool = False) -> PlanReport:
-    """Returns what a build of `model` would write; reads headers only, and compiles the kernels of GPU targets.
+def plan(model: Path, options: BuildOptions, progress: Progress) -> PlanReport:
+    """Returns what a build of `model` would write, and its key.
+
+    Of the checkpoint it reads headers, and for the key every byte, unless its digests are remembered from an earlier
+    time. Kernels of GPU targets are compiled.
 
     Args:
         model: a Hugging Face directory or a GGUF file.
         options: what to build.
-        show: draw progress bars on stderr.
+        progress: where to tell how it gets on.
 
     Raises:
         PaitonError: the build would be refused.
@@ -120,7 +145,8 @@ def plan(model: Path, options: BuildOptions, *, show: bool = False) -> PlanRepor
     with open_checkpoint(model) as checkpoint:
         lowered = lower(checkpoint, options)
         check_tensors(checkpoint, lowered)
-        return PlanReport(lowered, options.tp, build_gpus(lowered, options, Progress(show)))
+        key = identify(model, options, progress).key
+        return PlanReport(lowered, options.tp, key, build_gpus(lowered, options, progress))
 
 
 def built(result: BuildResult) -> dict[str, Any]:
@@ -128,6 +154,7 @@ def built(result: BuildResult) -> dict[str, Any]:
     facts = result.lowered.facts
     return {
         "bundle": str(result.bundle),
+        "key": result.key.value,
         "model": facts.name,
         "tp": len(result.lowered.tensors[0].parts[0].source_row),
         "bytes": result.bytes,

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable
 
 from paiton_artifacts.errors import BoundsError, ManifestError, VerificationError
-from paiton_artifacts.layout import DTYPE_BYTES, EXTENT_ALIGNMENT, MANIFEST_NAME, ROW_ALIGNMENT, TENSOR_ALIGNMENT
+from paiton_artifacts.layout import (
+    COMPANIONS,
+    DTYPE_BYTES,
+    EXTENT_ALIGNMENT,
+    MANIFEST_NAME,
+    ROW_ALIGNMENT,
+    TENSOR_ALIGNMENT,
+)
 from paiton_artifacts.limits import MAX_CODE_AND_PLANS_BYTES
 from paiton_artifacts.schema import Blob, FileEntry, Golden, Manifest, MemoryPlan, Tensor
 
@@ -79,7 +86,7 @@ def _require_unique(names: Iterable[Hashable], kind: str) -> None:
 
 def _check_files(manifest: Manifest) -> None:
     paths = [entry.path for entry in files_of(manifest)] + [blob.path for blob in manifest.blobs]
-    _require_unique([MANIFEST_NAME, *paths], "files")
+    _require_unique([MANIFEST_NAME, *COMPANIONS, *paths], "files")
     taken = set(paths)
     for path in paths:
         folder = path.rpartition("/")[0]

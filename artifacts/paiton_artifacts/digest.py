@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from paiton_artifacts.layout import CHUNK_BYTES
@@ -31,8 +31,11 @@ def sha256_of_range(descriptor: int, offset: int, size: int) -> str | None:
 
 def sha256_of_ranges(
     descriptor: int, ranges: Sequence[Range], progress: Callable[[int], None] | None = None, workers: int | None = None
-) -> Iterator[str | None]:
+) -> Generator[str | None, None, None]:
     """Yields the digest of each range, in order, computed by several threads.
+
+    Who stops before the end closes it (`contextlib.closing`): if that is left to the garbage collector, it may wait for
+    the threads in a place where they cannot end.
 
     Args:
         descriptor: an open file.

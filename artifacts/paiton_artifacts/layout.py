@@ -30,6 +30,18 @@ CODE_ALIGNMENT = 256
 
 MANIFEST_NAME = "manifest.msgpack"
 
+SBOM_NAME = "sbom.cdx.json"
+"""CycloneDX software bill of materials. Beside the manifest, which does not list it, as the two below."""
+
+PROVENANCE_NAME = "provenance.json"
+"""In-toto statement with SLSA provenance, whose subject is the manifest."""
+
+SIGNATURE_NAME = "model.sig"
+"""Detached OpenSSF Model Signing signature of every other file."""
+
+COMPANIONS = (SBOM_NAME, PROVENANCE_NAME, SIGNATURE_NAME)
+"""Files that may lie beside a manifest without being listed in it; a bundle boots without any of them."""
+
 DTYPE_BYTES = {"f32": 4, "bf16": 2, "fp8_e4m3fn": 1, "int8": 1}
 """Storage dtypes of tensors in a blob, and their width in bytes."""
 

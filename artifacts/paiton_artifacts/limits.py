@@ -13,6 +13,17 @@ MAX_PLAN_BYTES = 8 << 20
 MAX_KERNEL_TABLE_COMPRESSED = 2 << 20
 MAX_KERNEL_TABLE_BYTES = 16 << 20
 
+MAX_COMPANION_BYTES = 4 << 20
+"""One of the JSON files beside the manifest: signature, SBOM or provenance."""
+
+MAX_JSON_VALUES = 1 << 16
+"""Values in one JSON document."""
+
+MAX_JSON_DEPTH = 32
+"""Lists and maps inside each other in one JSON document."""
+
+MAX_TRUSTED_KEYS = 64
+
 MAX_MAPS = 1 << 18
 """Maps in one msgpack payload: an empty map is 1 byte on the wire but 64 in memory."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,7 +166,7 @@ class Bundle:
         return frozenset(lists[0]).intersection(*lists[1:]) if lists else frozenset()
 
 
-def open_bundle(path: Path) -> Bundle:
+def open_bundle(path: Path, accept: Callable[[bytes], object] | None = None) -> Bundle:
     """Opens a bundle.
 
     Checks the manifest completely, and that every file it lists is a regular file inside the bundle with the declared
@@ -174,6 +174,8 @@ def open_bundle(path: Path) -> Bundle:
 
     Args:
         path: the bundle's directory.
+        accept: called with the bytes of the manifest's file before anything is parsed; raises to refuse the bundle. See
+            `trust.policy`.
 
     Raises:
         BundleNotFoundError: there is no directory with a manifest.
@@ -193,8 +195,10 @@ def open_bundle(path: Path) -> Bundle:
         )
     what = str(path / MANIFEST_NAME)
     limit = container.HEADER.size + container.MANIFEST.max_compressed
-    value = container.unpack(container.MANIFEST, read_bounded(path, MANIFEST_NAME, limit), what)
-    manifest = parse_manifest(value, what)
+    data = read_bounded(path, MANIFEST_NAME, limit)
+    if accept is not None:
+        accept(data)
+    manifest = parse_manifest(container.unpack(container.MANIFEST, data, what), what)
     for entry in files_of(manifest):
         check_size(path, entry.path, entry.size)
     for blob in manifest.blobs:

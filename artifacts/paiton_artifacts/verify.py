@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from typing import NamedTuple
 
 from paiton_artifacts.consistency import files_of
@@ -63,6 +64,18 @@ def verify_files(bundle: Bundle, progress: Progress | None = None, *, strict: bo
     return checks
 
 
+def verify_blobs(bundle: Bundle) -> None:
+    """Hashes the weights of every rank.
+
+    Raises:
+        DigestMismatchError: names the blob, and offset and size of the first damaged chunk.
+        VerificationError: anything else that is wrong with it.
+    """
+    counter = _Counter(None, 0)
+    for blob in bundle.manifest.blobs:
+        _verify_blob(bundle, blob, counter)
+
+
 class _Counter:
     """Adds up verified bytes. Within a file by chunk; a file that fails early still counts whole in the end."""
 
@@ -89,8 +102,10 @@ class _Counter:
 def _verify_blob(bundle: Bundle, blob: Blob, counter: _Counter) -> None:
     ranges = [(chunk.offset, chunk.size) for chunk in blob.chunks]
     path = bundle.path / blob.path
-    with bundle.open_blob(blob.rank) as descriptor:
-        digests = sha256_of_ranges(descriptor, ranges, counter.add)
+    with (
+        bundle.open_blob(blob.rank) as descriptor,
+        closing(sha256_of_ranges(descriptor, ranges, counter.add)) as digests,
+    ):
         for chunk, found in zip(blob.chunks, digests, strict=True):
             if found is None:
                 raise FileSizeError(f"{path}: ends inside the chunk at offset {chunk.offset}", hint=_HINT)

@@ -122,6 +122,13 @@ class BundleWriter:
         with _full_disk(self.path):
             return self._create(_blob_path(rank))
 
+    def blob_path(self, rank: int) -> Path:
+        """Returns where the blob of a rank is written, in a folder that exists: for blobs that come from elsewhere."""
+        path = self.directory / _blob_path(rank)
+        with _full_disk(self.path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
     def finish_blob(self, rank: int, size: int, tensors: Sequence[Tensor]) -> Blob:
         """Pads a blob with zeros, makes it durable and digests it in chunks.
 
@@ -138,22 +145,27 @@ class BundleWriter:
         path = _blob_path(rank)
         if size % EXTENT_ALIGNMENT:
             raise ManifestError(f"blob {path!r} of {size} bytes is not padded to {EXTENT_ALIGNMENT}", hint=_BUG)
-        with _full_disk(self.path), open(self.directory / path, "r+b", buffering=0) as file:
+        with _full_disk(self.path), open(self.directory / path, "rb", buffering=0) as file:
             written = os.fstat(file.fileno()).st_size
             if written > size:
                 raise FileSizeError(f"blob {path!r}: {written} bytes written of {size}", hint=_BUG)
-            file.truncate(size)
+            if written < size:  # a blob that is shared with a cache is whole, and read-only
+                os.truncate(self.directory / path, size)
             os.fsync(file.fileno())
             ranges = cut_chunks(size, [tensor.offset for tensor in tensors])
             chunks = []
-            for (offset, length), digest in zip(ranges, sha256_of_ranges(file.fileno(), ranges), strict=True):
-                if digest is None:
-                    raise FileSizeError(f"blob {path!r} became shorter while it was digested", hint="build again")
-                chunks.append(Chunk(offset, length, digest))
+            with contextlib.closing(sha256_of_ranges(file.fileno(), ranges)) as digests:
+                for (offset, length), digest in zip(ranges, digests, strict=True):
+                    if digest is None:
+                        raise FileSizeError(f"blob {path!r} became shorter while it was digested", hint="build again")
+                    chunks.append(Chunk(offset, length, digest))
         return Blob(rank, path, size, tuple(chunks))
 
-    def write_manifest(self, manifest: Manifest) -> None:
+    def write_manifest(self, manifest: Manifest) -> FileEntry:
         """Writes the manifest, in place of an earlier one, after proving that a reader accepts it and reads the same.
+
+        Returns:
+            Size and digest of its file, for what refers to it.
 
         Raises:
             ManifestError: the manifest contradicts itself or exceeds a limit.
@@ -167,6 +179,7 @@ class BundleWriter:
         with _full_disk(self.path), self._create(MANIFEST_NAME) as file:
             _write_all(file, data)
             os.fsync(file.fileno())
+        return FileEntry(MANIFEST_NAME, len(data), hashlib.sha256(data).hexdigest())
 
     def commit(self) -> None:
         """Moves the bundle to the output, durably, in one step.

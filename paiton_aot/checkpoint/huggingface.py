@@ -91,6 +91,19 @@ def _open_tensors(path: Path, opened: contextlib.ExitStack) -> dict[str, SourceT
     return tensors
 
 
+def shards_of(path: Path) -> list[str]:
+    """Returns the names of the weight files that a directory's index lists, sorted.
+
+    Raises:
+        CheckpointFormatError: the index is malformed, or names a file that does not exist.
+    """
+    shards = sorted(set(_read_index(path / INDEX).values()))
+    for shard in shards:
+        if not (path / shard).is_file():
+            raise CheckpointFormatError(f"{path / INDEX} names {shard}, which does not exist", hint=AGAIN)
+    return shards
+
+
 def _open_file(path: Path, opened: contextlib.ExitStack) -> dict[str, SourceTensor]:
     file = CheckpointFile(path)
     opened.callback(file.close)

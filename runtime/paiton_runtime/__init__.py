@@ -2,3 +2,5 @@
 
 Imports nothing of the build side and no framework; `import paiton_runtime` itself imports nothing at all.
 """
+
+VERSION = "0.1.0"

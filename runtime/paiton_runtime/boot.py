@@ -15,6 +15,7 @@ from paiton_artifacts.errors import PlanError
 from paiton_artifacts.plan import Plan
 from paiton_artifacts.reader import Bundle, open_bundle
 from paiton_artifacts.schema import CodeObject, MemoryPlan, PlanFile
+from paiton_runtime.arriving import ArrivingBundle
 from paiton_runtime.budget import Budget, available_memory, plan_budget
 from paiton_runtime.drivers.base import Driver
 from paiton_runtime.drivers.cpu import CpuDriver, team_size
@@ -43,7 +44,7 @@ class BootOptions:
         executor: on GPUs "graph", "launch", "serial" (launch, and wait for each kernel), or "auto" for graphs unless
             the driver's are known to be wrong.
         gpu_memory_utilization: share of a GPU's memory that this process may use.
-        verify_weights: on GPUs, compare the digest of every chunk of weights on its way to the device.
+        verify_weights: compare the digest of every chunk of weights, on GPUs on its way to the device.
     """
 
     level: str | None = None
@@ -75,8 +76,16 @@ def boot(path: Path, options: BootOptions | None = None, ledger: Ledger | None =
 
 
 def boot_bundle(bundle: Bundle, options: BootOptions | None, ledger: Ledger) -> Model:
-    """Boots an opened bundle; see `boot`."""
-    options = BootOptions() if options is None else options
+    """Boots an opened bundle; see `boot`. One that is still arriving is kept in the cache, or abandoned if this fails."""
+    try:
+        return _boot_on_any(bundle, BootOptions() if options is None else options, ledger)
+    except BaseException:
+        if isinstance(bundle, ArrivingBundle):
+            bundle.arrival.abandon()
+        raise
+
+
+def _boot_on_any(bundle: Bundle, options: BootOptions, ledger: Ledger) -> Model:
     asked_for_cpu = options.target == CPU or (options.target is None and options.level is not None)
     if not asked_for_cpu and any(memory.target != CPU for memory in bundle.manifest.memory):
         from paiton_runtime.targets import choose_devices  # noqa: PLC0415  (a boot on the cpu does without)
@@ -103,7 +112,7 @@ def _boot_on_cpu(bundle: Bundle, options: BootOptions, ledger: Ledger) -> Model:
         for blob in manifest.blobs:
             with bundle.open_blob(blob.rank) as descriptor:
                 driver.open_weights(descriptor, blob.size, str(bundle.blob_path(blob.rank)))
-        loading = WeightsLoad(driver, ledger, sum(blob.size for blob in manifest.blobs))
+        loading = WeightsLoad(driver, ledger, bundle, verify=options.verify_weights)
         model = _prepare(bundle, code, driver, workers, options, ledger, processes_before)
         loading.finish()
         with ledger.stage("warm-up") as row:
@@ -124,12 +133,21 @@ def _choose_code(bundle: Bundle, level: str | None) -> CodeObject:
 
 
 class WeightsLoad:
-    """Loads weights in a thread; the ledger's `weights` stage."""
+    """Loads weights in a thread, while they arrive if they do; the ledger's `weights` stage.
 
-    def __init__(self, driver: Driver, ledger: Ledger, size: int) -> None:
+    Args:
+        driver: that loads them.
+        ledger: of the boot.
+        bundle: whose they are; those that arrive are verified anyway.
+        verify: hash them afterwards, where the driver does not.
+    """
+
+    def __init__(self, driver: Driver, ledger: Ledger, bundle: Bundle, *, verify: bool = False) -> None:
         self._driver = driver
         self._ledger = ledger
-        self._size = size
+        self._size = sum(blob.size for blob in bundle.manifest.blobs)
+        self._arrival = bundle.arrival if isinstance(bundle, ArrivingBundle) else None
+        self._to_verify = bundle if verify and self._arrival is None else None
         self._error: Exception | None = None
         self._thread = Thread(target=self._run, name="paiton-weights", daemon=True)
         self._thread.start()
@@ -137,7 +155,17 @@ class WeightsLoad:
     def _run(self) -> None:
         try:
             with self._ledger.stage("weights") as row:
-                self._driver.load_weights()
+                if self._arrival is None:
+                    self._driver.load_weights()
+                    if self._to_verify is not None:
+                        from paiton_artifacts.verify import verify_blobs  # noqa: PLC0415  (brings thread pools)
+
+                        verify_blobs(self._to_verify)
+                        row.note = "verified"
+                else:
+                    self._driver.load_weights(self._arrival.batches())
+                    self._arrival.keep()
+                    row.note = "verified on their way from the store"
                 row.bytes = self._size
         except Exception as error:  # noqa: BLE001  (handed to the booting thread, which raises it)
             self._error = error
@@ -150,6 +178,8 @@ class WeightsLoad:
 
     def abandon(self) -> None:
         """Ends the thread soon, whatever it has read: the mappings are about to go."""
+        if self._arrival is not None:
+            self._arrival.abandon()
         self._driver.stop_loading()
         self._thread.join()
 

@@ -67,7 +67,7 @@ def boot_on_devices(bundle: Bundle, choice: DeviceChoice, options: BootOptions, 
                 with bundle.open_blob(blob.rank) as descriptor:
                     chunks = blob.chunks if options.verify_weights else ()
                     driver.open_weights(descriptor, blob.size, str(bundle.blob_path(blob.rank)), chunks)
-            loading = WeightsLoad(driver, ledger, sum(blob.size for blob in manifest.blobs))
+            loading = WeightsLoad(driver, ledger, bundle)
             driver.allocate(budget.sizes)
             row.bytes = budget.total
             tokens = budget.kv_blocks * memory.kv_block_tokens

@@ -9,15 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from paiton_artifacts.command_line import CommandParser, run
-from paiton_artifacts.errors import UsageError
+from paiton_runtime.commands.store_arguments import BUNDLE_HELP, add_cache, add_pull, bundle_argument, resolve_argument
+from paiton_runtime.commands.trust_arguments import add_trust
 
-RESERVED = ("serve", "pull", "cache")
-"""Subcommands of later versions."""
+SERVE = "serve"
 
 _EPILOG = """examples:
   paiton-run generate smollm2.bundle "The capital of France is" --max-tokens 16
   echo "Why is the sky blue?" | paiton-run generate smollm2.bundle - --chat --temperature 0.7
   paiton-run chat smollm2.bundle
+  paiton-run serve smollm2.bundle --port 8000
   paiton-run verify smollm2.bundle
 
 exit codes: 0 done, 1 internal error, 2 usage, 3 unsupported, 4 verification failed, 5 no bundle,
@@ -32,9 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    if argv and argv[0] in RESERVED:
-        raise UsageError(f"subcommand {argv[0]} is not part of this version", hint="see paiton-run --help")
     args = _parse(argv)
+    if args.command in ("inspect", "verify"):  # the others boot while it arrives
+        resolve_argument(args)
     command = importlib.import_module(f"paiton_runtime.commands.{args.command}")
     code: int = command.run(args)
     sys.stdout.flush()  # here, so that a reader who has gone is noticed
@@ -43,7 +44,11 @@ def _run(argv: list[str]) -> int:
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     """Parses the arguments; PROMPT may also follow options, which argparse does not see in an optional positional."""
-    parser = _parser()
+    if argv and argv[0] == SERVE:
+        from paiton_runtime.commands.config_file import expand  # noqa: PLC0415  (of this command only)
+
+        argv = [SERVE, *expand(argv[1:], ("--enable-prefix-caching", "--enable-log-requests"))]
+    parser = _parser(argv)
     args, rest = parser.parse_known_args(argv)
     if rest[:1] == ["--"]:
         words = rest[1:]
@@ -58,7 +63,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     return args
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="paiton-run",
         description="Boots a bundle that paiton-build made, without compiling or profiling anything.",
@@ -80,6 +85,18 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("--system", metavar="TEXT", help="system message to begin with")
     _add_sampling(chat)
     _add_boot(chat)
+    serve = commands.add_parser(
+        SERVE,
+        help="answer requests over HTTP, as OpenAI's API does",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    if argv[:1] == [SERVE]:  # whose many arguments nobody else shall pay for
+        from paiton_runtime.commands.serve_arguments import add_arguments  # noqa: PLC0415
+
+        _add_bundle(serve)
+        add_arguments(serve)
+        _add_boot(serve)
     inspect = commands.add_parser("inspect", help="print what a bundle holds", allow_abbrev=False)
     _add_bundle(inspect)
     inspect.add_argument("--json", action="store_true", help="print one JSON object")
@@ -90,11 +107,17 @@ def _parser() -> argparse.ArgumentParser:
     verify = commands.add_parser("verify", help="check every digest and every golden", allow_abbrev=False)
     _add_bundle(verify)
     _add_verify(verify)
+    pull = commands.add_parser("pull", help="fetch a bundle from a store", allow_abbrev=False)
+    add_pull(pull)
+    add_trust(pull)
+    cache = commands.add_parser("cache", help="list, shrink or check the bundles on this machine", allow_abbrev=False)
+    add_cache(cache)
     return parser
 
 
 def _add_bundle(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory that paiton-build made")
+    parser.add_argument("bundle", type=bundle_argument, metavar="BUNDLE", help=BUNDLE_HELP)
+    add_trust(parser)
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
@@ -149,7 +172,9 @@ def _add_boot(parser: argparse.ArgumentParser) -> None:
         help="share of a GPU's memory that this process may use (default: 0.9)",
     )
     group.add_argument(
-        "--verify-weights", action="store_true", help="on GPUs: check the weights' digests on their way to the device"
+        "--verify-weights",
+        action="store_true",
+        help="check the weights' digests, on GPUs on their way to the device (--require-signature implies it)",
     )
     group.add_argument(
         "--threads", type=_positive, metavar="N", help="threads, shared by the ranks (default: one per processor)"

@@ -12,6 +12,7 @@ STAGES = (
     "open",
     "device",
     "weights",
+    "tokenizer",
     "memory profiling",
     "graph compilation",
     "warm-up",

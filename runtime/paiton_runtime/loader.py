@@ -57,12 +57,14 @@ class FileLoad:
         size: bytes to load.
         name: the file's, for messages.
         chunks: digests, as the manifest lists them: they cover the bytes in order, without gap or overlap.
+        parts: offset and size of what to load; by default everything. Not together with digests.
     """
 
     descriptor: int
     size: int
     name: str
     chunks: Sequence[Chunk] = ()
+    parts: Sequence[tuple[int, int]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +253,7 @@ class _Job:
         first = 0
         for lane, (ordinal, members) in zip(self._lanes, lanes.items(), strict=True):
             lane.extent_first, lane.readers = first, -(-settings.threads // len(lanes))
-            lane.extent_count = sum(len(file.chunks) if verify else 1 for file, _ in members)
+            lane.extent_count = sum(len(_parts(file, verify=verify)) for file, _ in members)
             first += lane.extent_count
             if self._devices:
                 _attach(lane, self._devices, ordinal, settings, cleanup)
@@ -334,8 +336,15 @@ def _library_of(destinations: Sequence[Destination]) -> DeviceLibrary | None:
 
 def _extents(number: int, file: FileLoad, destination: Destination, *, verify: bool) -> list[Extent]:
     """Returns a file as extents: its chunks if they are verified, else all of it."""
-    parts = [(chunk.offset, chunk.size) for chunk in file.chunks] if verify else [(0, file.size)]
+    parts = _parts(file, verify=verify)
     return [Extent(offset=at, size=size, address=destination.address + at, file=number) for at, size in parts]
+
+
+def _parts(file: FileLoad, *, verify: bool) -> Sequence[tuple[int, int]]:
+    """Returns offset and size of each part that is loaded by itself."""
+    if verify:
+        return [(chunk.offset, chunk.size) for chunk in file.chunks]
+    return file.parts or [(0, file.size)]
 
 
 def _digests(file: FileLoad) -> bytes:

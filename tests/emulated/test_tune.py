@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from paiton_aot import tune as tune_module
-from paiton_aot.options import BuildOptions, default_cache_dir
+from paiton_aot.options import BuildOptions
 from paiton_aot.tune import TuneResult, tune
 from paiton_aot.tune_bench import Bench, Protocol, opened, profile_of
 from paiton_aot.tune_command import model_requests, read_requests, tune_command
@@ -26,6 +26,7 @@ from paiton_artifacts.errors import (
     UsageError,
     VerificationError,
 )
+from paiton_artifacts.user_cache import user_cache_dir
 from paiton_kernels.gpu.devices import PROFILES, TARGETS
 from paiton_kernels.gpu.families import FAMILIES
 from paiton_kernels.gpu.norm import NORM
@@ -87,7 +88,7 @@ def standin(make_hip: MakeHip, monkeypatch: pytest.MonkeyPatch) -> HipStandIn:
 def run(requests: Sequence[Request], tmp_path: Path, candidates: int = 2, *, resume: bool = False) -> TuneResult:
     with opened(GFX942, 0) as bench:
         output = tmp_path / "table.json"
-        return tune(requests, bench, GFX942, SMALL, output, default_cache_dir(), QUICK, candidates, resume=resume)
+        return tune(requests, bench, GFX942, SMALL, output, user_cache_dir(), QUICK, candidates, resume=resume)
 
 
 @pytest.mark.usefixtures("standin")
@@ -100,7 +101,7 @@ def test_what_is_measured_is_what_the_build_then_uses(tmp_path: Path) -> None:
     assert entry.microseconds > 0
     table = read_table(tmp_path / "table.json", PROFILE)
     assert list(table.entries) == [("norm", "h576_bf16", made.bucket)]
-    choices = choose([NORM_REQUEST], GFX942, PROFILE, default_cache_dir(), [tmp_path / "table.json"])
+    choices = choose([NORM_REQUEST], GFX942, PROFILE, user_cache_dir(), [tmp_path / "table.json"])
     assert choices[NORM_REQUEST].source == "measured"
     assert choices[NORM_REQUEST].config == entry.config
 
@@ -225,7 +226,7 @@ def test_streamed_operands_take_turns(tmp_path: Path, monkeypatch: pytest.Monkey
     request = Request(FAMILIES["linear"], tuple(LINEAR_CONSTANTS.items()), Step(4, 4))
     with opened(GFX942, 0) as bench:
         protocol = replace(QUICK, rotate_bytes=5 * 64 * 128)
-        tune([request], bench, GFX942, PROFILE, tmp_path / "t.json", default_cache_dir(), protocol, 2)
+        tune([request], bench, GFX942, PROFILE, tmp_path / "t.json", user_cache_dir(), protocol, 2)
     pointers = [bytes(launch.arguments.packed) for launch in seen[0]]
     assert len(pointers) == 5
     weight, a = ([packed[8 * place : 8 * place + 8] for packed in pointers] for place in (3, 1))

@@ -9,11 +9,12 @@ from dataclasses import asdict
 from paiton_artifacts.reader import Bundle, open_bundle
 from paiton_artifacts.schema import Manifest, MemoryPlan
 from paiton_runtime.commands.inspect_plan import find_plan, plan_name
+from paiton_runtime.commands.trust_arguments import policy_of
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the manifest, and the tensors or a plan if asked."""
-    bundle = open_bundle(args.bundle)
+    bundle = open_bundle(args.bundle, policy_of(args).for_directory(args.bundle))
     plan = find_plan(bundle, args.plan, args.target, args.profile) if args.plan else None
     if args.json:
         value: dict[str, object] = asdict(bundle.manifest)

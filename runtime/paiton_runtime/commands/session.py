@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 from dataclasses import dataclass
-from threading import Thread
 
 from paiton_artifacts.errors import UsageError
-from paiton_artifacts.reader import Bundle, open_bundle
+from paiton_artifacts.reader import Bundle
 from paiton_runtime.boot import BootOptions, boot_bundle
+from paiton_runtime.codec_load import CodecLoad
+from paiton_runtime.commands.store_arguments import open_argument
 from paiton_runtime.generate import GenerateOptions, check_sampling
 from paiton_runtime.ledger import Ledger, process_start
 from paiton_runtime.model import Model, Sampling
@@ -24,37 +25,30 @@ class Session:
     codec: TextCodec
 
 
-class _CodecLoad:
-    """Loads the tokenizer while the model boots."""
-
-    def __init__(self, bundle: Bundle) -> None:
-        self._bundle = bundle
-        self._codec: TextCodec | None = None
-        self._error: Exception | None = None
-        self._thread = Thread(target=self._run, name="paiton-tokenizer", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self._codec = TextCodec(self._bundle)
-        except Exception as error:  # noqa: BLE001  (handed to whoever asks for the result)
-            self._error = error
-
-    def result(self) -> TextCodec:
-        self._thread.join()
-        if self._codec is None:
-            raise self._error or RuntimeError("the tokenizer's thread ended without a result")
-        return self._codec
-
-
 def start_session(args: argparse.Namespace) -> Session:
     """Boots `args.bundle`, timed since exec."""
     ledger = Ledger(process_start())
+    bundle = open_stage(args, ledger)
+    codec = CodecLoad(bundle, ledger)
+    model = boot_bundle(bundle, boot_options(args), ledger)
+    try:
+        return Session(model, codec.result())
+    except BaseException:
+        model.close()
+        raise
+
+
+def open_stage(args: argparse.Namespace, ledger: Ledger) -> Bundle:
+    """Opens `args.bundle`, from a URL all of it but the weights; the ledger's stage `open`."""
     with ledger.stage("open") as row:
-        bundle = open_bundle(args.bundle)
+        bundle = open_argument(args)
         row.note = bundle.manifest.model.name
-    codec = _CodecLoad(bundle)
-    options = BootOptions(
+    return bundle
+
+
+def boot_options(args: argparse.Namespace) -> BootOptions:
+    """Returns the options of a boot."""
+    return BootOptions(
         level=args.cpu_level,
         threads=args.threads,
         kv_tokens=args.kv_tokens,
@@ -64,14 +58,8 @@ def start_session(args: argparse.Namespace) -> Session:
         devices=args.device,
         executor=args.executor,
         gpu_memory_utilization=args.gpu_memory_utilization,
-        verify_weights=args.verify_weights,
+        verify_weights=args.verify_weights or args.require_signature,  # a signature is worth what is checked against it
     )
-    model = boot_bundle(bundle, options, ledger)
-    try:
-        return Session(model, codec.result())
-    except BaseException:
-        model.close()
-        raise
 
 
 def utf8(data: bytes, what: str) -> str:

@@ -1,4 +1,4 @@
-"""`paiton-run verify`: every digest, and every golden on every target and level that this machine runs."""
+"""`paiton-run verify`: every file, the signature, and every golden on every target and level that this machine runs."""
 
 from __future__ import annotations
 
@@ -8,11 +8,17 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from paiton_artifacts.errors import PaitonError, UnsupportedHostError, UsageError
+from paiton_artifacts.layout import MANIFEST_NAME, SIGNATURE_NAME
 from paiton_artifacts.reader import Bundle, open_bundle
+from paiton_artifacts.trust.companions import check_companions, unlisted_files
+from paiton_artifacts.trust.policy import Policy, Trust, read_signature
 from paiton_artifacts.verify import verify_files
 from paiton_runtime.boot import CPU, BootOptions, boot_bundle
+from paiton_runtime.commands.trust_arguments import policy_of
 from paiton_runtime.goldens import check_golden
 from paiton_runtime.ledger import Ledger
 from paiton_runtime.levels import cpu_flags, runnable_levels
@@ -36,12 +42,14 @@ class Checks:
     """All outcomes, in the order of the report."""
 
     files: list[Check]
+    signature: Check | None = None  # None where there is nothing to check, or no key to check it with
     goldens: list[Check] = field(default_factory=list)
     captures: list[Check] = field(default_factory=list)
 
     def all(self) -> list[Check]:
         """Returns them as one list."""
-        return self.files + self.goldens + self.captures
+        signature = [] if self.signature is None else [self.signature]
+        return signature + self.files + self.goldens + self.captures
 
     def failed(self) -> list[PaitonError]:
         """Returns what went wrong."""
@@ -59,21 +67,58 @@ def attempt(name: str, work: Callable[[], object]) -> Check:
 
 def run(args: argparse.Namespace) -> int:
     """Prints one line, or one entry of the JSON object, per check; raises the first error at the end."""
-    bundle = open_bundle(args.bundle)
-    checks = Checks([Check(check.path, check.error) for check in verify_files(bundle, _progress(), strict=False)])
+    manifest: list[bytes] = []
+    bundle = open_bundle(args.bundle, manifest.append)
+    trust, signature = _check_signature(args.bundle, policy_of(args), manifest[0])
+    listed = verify_files(bundle, _progress(), strict=False)
+    beside = check_companions(bundle, manifest[0], None if trust is None else trust.signed)
+    files = [Check(check.path, check.error) for check in (*listed, *beside)]
+    checks = Checks([Check(MANIFEST_NAME, None), *files], signature)
     if not checks.failed():  # code and plans that are not what was signed off are not run
         _run_targets(bundle, args, checks)
     failed = checks.failed()
+    notes = _notes(bundle, trust)
     if args.json:
         lists = {"files": checks.files, "goldens": checks.goldens, "captures": checks.captures}
         found = {name: [check.as_json() for check in those] for name, those in lists.items()}
-        print(json.dumps({"bundle": str(args.bundle), "ok": not failed, **found}, indent=2))
+        print(json.dumps({"bundle": str(args.bundle), "ok": not failed, **found, **notes}, indent=2))
     else:
         for check in checks.all():
             print(f"{'FAILED' if check.error else 'ok':<7} {check.name}")
+        for path in notes["unlisted"]:
+            print(f"{'unused':<7} {path}")
+        if notes["signature"] == "unchecked":
+            print(f"{'note':<7} {SIGNATURE_NAME} was not checked: name the signer's key with --trusted-key")
     if failed:
         raise failed[0]
     return 0
+
+
+def _check_signature(path: Path, policy: Policy, manifest: bytes) -> tuple[Trust | None, Check | None]:
+    """Returns why the policy accepts the bundle, and the outcome as a line of the report, where it looked at all."""
+    signature = read_signature(path)
+    try:
+        trust = policy.check(manifest, pinned=False, signature=signature, from_url=False, what=str(path))
+    except PaitonError as error:
+        return None, Check(SIGNATURE_NAME, error)
+    if trust.key is None:
+        return trust, None
+    return trust, Check(f"{SIGNATURE_NAME} by {trust.key.fingerprint[:16]} ({trust.key.origin})", None)
+
+
+def _notes(bundle: Bundle, trust: Trust | None) -> dict[str, Any]:
+    """Returns what is worth knowing without being right or wrong."""
+    if trust is None:
+        signature = "failed"
+    elif trust.key is not None:
+        signature = "verified"
+    else:
+        signature = "unchecked" if (bundle.path / SIGNATURE_NAME).exists() else "absent"
+    return {
+        "signature": signature,
+        "key": None if trust is None or trust.key is None else trust.key.fingerprint,
+        "unlisted": unlisted_files(bundle),
+    }
 
 
 def longest_golden(bundle: Bundle) -> int:

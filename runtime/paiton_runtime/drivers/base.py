@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Protocol
 
 from paiton_artifacts.layout import Region
 from paiton_artifacts.plan import Plan
 from paiton_runtime.budget import RegionSizes
+
+Part = tuple[int, int, int]
+"""Bytes of a rank's weights: the rank, the offset of the first, and how many."""
 
 
 class Graph(Protocol):
@@ -22,8 +25,12 @@ class Driver(Protocol):
     def open_weights(self, descriptor: int, size: int, name: str) -> None:
         """Gives the next rank's weights an address: the first `size` bytes of an open file; `name` is for messages."""
 
-    def load_weights(self) -> None:
-        """Makes the weights resident; blocks, and is called from a thread of its own."""
+    def load_weights(self, arriving: Iterable[Sequence[Part]] | None = None) -> None:
+        """Makes the weights resident; blocks, and is called from a thread of its own.
+
+        Args:
+            arriving: yields what is in the files already, until everything is. None: everything is.
+        """
 
     def stop_loading(self) -> None:
         """Makes a `load_weights` that runs in another thread return soon: the boot has failed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -11,7 +11,7 @@ from paiton_artifacts.errors import FileSizeError, PaitonError
 from paiton_artifacts.layout import Region
 from paiton_artifacts.plan import Plan
 from paiton_runtime.budget import RegionSizes
-from paiton_runtime.drivers.base import Graph
+from paiton_runtime.drivers.base import Graph, Part
 from paiton_runtime.drivers.template import pack_template
 from paiton_runtime.host import Code, Group, Mapping, Program, Stop
 
@@ -68,8 +68,10 @@ class CpuDriver:
         self._cleanup.callback(mapping.close)
         self._weights.append(mapping)
 
-    def load_weights(self) -> None:
-        """Faults every page of every blob in."""
+    def load_weights(self, arriving: Iterable[Sequence[Part]] | None = None) -> None:
+        """Faults every page of every blob in, once all is there: that is quick, and a page without data is a hole."""
+        for _ in arriving or ():
+            pass
         threads = min(POPULATE_THREADS, processors())
         for mapping in self._weights:
             mapping.populate(threads, self._stop)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -22,7 +22,7 @@ from paiton_artifacts.plan import Plan
 from paiton_artifacts.schema import Chunk, MemoryPlan
 from paiton_runtime.budget import RegionSizes
 from paiton_runtime.device_program import DeviceProgram, DeviceTemplate, LaunchRefusedError
-from paiton_runtime.drivers.base import Graph
+from paiton_runtime.drivers.base import Graph, Part
 from paiton_runtime.drivers.device_launch import HostCopy
 from paiton_runtime.drivers.device_library import DeviceLibrary
 from paiton_runtime.drivers.host_mirror import HostMirror
@@ -31,7 +31,7 @@ from paiton_runtime.drivers.rank_plan import RankPlan
 from paiton_runtime.drivers.rank_thread import RankThread, Work, results
 from paiton_runtime.host import Mapping as HostMapping
 from paiton_runtime.host import Stop
-from paiton_runtime.loader import DeviceDestination, FileLoad, load
+from paiton_runtime.loader import DeviceDestination, FileLoad, ReadSettings, load
 
 T = TypeVar("T")
 Executor = Literal["graph", "launch", "serial"]
@@ -170,12 +170,24 @@ class GpuDriver:
         self._cleanup.callback(os.close, own)
         self._files.append(FileLoad(own, size, name, chunks))
 
-    def load_weights(self) -> None:
-        """Copies every blob into its rank's arena, checking digests where they were given."""
+    def load_weights(self, arriving: Iterable[Sequence[Part]] | None = None) -> None:
+        """Copies every blob into its rank's arena, checking digests where they were given.
+
+        What arrives while it copies was verified when it came, and is in the page cache.
+        """
         destinations = [
             DeviceDestination(self.library, rank.ordinal, rank.bases[Region.WEIGHTS]) for rank in self._ranks
         ]
-        load(self._files, destinations, stop=self._stop, verify=all(file.chunks for file in self._files))
+        if arriving is None:
+            load(self._files, destinations, stop=self._stop, verify=all(file.chunks for file in self._files))
+            return
+        settings = ReadSettings(direct=False)
+        for batch in arriving:
+            parts: dict[int, list[tuple[int, int]]] = {}
+            for rank, offset, size in batch:
+                parts.setdefault(rank, []).append((offset, size))
+            files = [replace(self._files[rank], chunks=(), parts=found) for rank, found in parts.items()]
+            load(files, [destinations[rank] for rank in parts], stop=self._stop, settings=settings)
 
     def stop_loading(self) -> None:
         """Lets `load_weights` return early."""

@@ -103,8 +103,8 @@ def test_bf16_weights_are_kept_bit_for_bit(tiny_checkpoint: Path, tmp_path: Path
     assert np.frombuffer(raw, ml_dtypes.bfloat16).reshape(shape).tobytes() == wanted.tobytes()
 
 
-def test_plan_only_reads_no_weights(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The weights may even be absent, as long as the headers are there: a sparse file has no data."""
+def test_plan_needs_no_weights(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Sizes and kernels follow from headers: a sparse file, which has no data, differs in the build key alone."""
     copy = tmp_path / "headers"
     shutil.copytree(tiny_checkpoint, copy)
     weights = copy / "model.safetensors"
@@ -116,7 +116,10 @@ def test_plan_only_reads_no_weights(tiny_checkpoint: Path, tmp_path: Path, capsy
     full = json.loads(capsys.readouterr().out)
     assert main(["plan", str(copy), "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
-    assert {**plan, "model": ""} == {**full, "model": ""}
+    same = {"model": "", "key": "", "components": {}}
+    assert {**plan, **same} == {**full, **same}
+    differs = {name for name, value in plan["components"].items() if full["components"][name] != value}
+    assert differs == {"checkpoint/model.safetensors"}
     assert plan["kernels"]
     assert plan["memory_per_rank"]["weights"] == plan["blob_bytes_per_rank"]
     assert main([str(copy), "--plan-only"]) == 0

@@ -17,7 +17,10 @@ import pytest
 
 from tests.cpu.house.conftest import ROOT, build_wheel
 
-BASE_DEPENDENCIES = {"minijinja", "msgpack", "tokenizers", "zstandard"}
+BASE_DEPENDENCIES = {
+    *("cryptography", "httptools", "llguidance", "minijinja", "msgpack", "obstore"),
+    *("prometheus-client", "tokenizers", "uvicorn", "uvloop", "zstandard"),
+}
 PACKAGES = {"paiton_aot", "paiton_artifacts", "paiton_kernels", "paiton_runtime"}
 LIBRARY = "paiton_runtime/_native/libpaiton_host.so"
 
@@ -35,7 +38,7 @@ def test_base_dependencies_are_exactly_these(wheel: Path) -> None:
 
 
 def test_extras_are_exactly_these(wheel: Path) -> None:
-    assert set(read_metadata(wheel, "METADATA").get_all("Provides-Extra", [])) == {"build", "dev", "gpu"}
+    assert set(read_metadata(wheel, "METADATA").get_all("Provides-Extra", [])) == {"build", "dev", "gpu", "otel"}
 
 
 def test_wheel_holds_the_four_packages_and_no_sources_of_the_host_library(wheel: Path) -> None:
@@ -45,6 +48,12 @@ def test_wheel_holds_the_four_packages_and_no_sources_of_the_host_library(wheel:
     assert {top for top in tops if not top.endswith(".dist-info")} == PACKAGES
     assert [name for name in names if "native/" in name] == [LIBRARY]
     assert {f"{package}/py.typed" for package in PACKAGES} <= set(names)
+
+
+def test_wheel_holds_the_chat_page(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        page = archive.read("paiton_runtime/server/page/index.html")
+    assert page == (ROOT / "runtime/paiton_runtime/server/page/index.html").read_bytes()
 
 
 def test_wheel_fits_any_python_on_old_glibc(wheel: Path) -> None:

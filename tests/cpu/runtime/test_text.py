@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from dataclasses import dataclass
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+import random
 
 import jinja2
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from paiton_artifacts.errors import TokenizerError, UsageError
-from paiton_artifacts.schema import FileEntry
-from paiton_runtime.text import TextCodec
+from tests.text_codec import byte_tokenizer, make_codec
 
 CHATML = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
@@ -30,49 +25,9 @@ LLAMA_LIKE = (
 )
 
 
-@dataclass
-class Files:
-    """The part of `reader.Bundle` that a codec uses."""
-
-    contents: dict[str, bytes]
-    manifest: Any
-    path: Path = Path("test.bundle")
-
-    def read_file(self, entry: FileEntry) -> bytes:
-        """Returns a file's contents, as `Bundle.read_file` does."""
-        return self.contents[entry.path]
-
-
-def byte_tokenizer() -> Tokenizer:
-    """Byte-level BPE without merges: every byte is a token, so characters are cut apart."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<s>", "</s>", "<|im_start|>", "<|im_end|>"])
-    return tokenizer
-
-
-def codec(template: str | None = None, *, add_bos: bool = False, source: bytes | None = None) -> TextCodec:
-    def entry(name: str) -> FileEntry:
-        return FileEntry(name, len(contents[name]), hashlib.sha256(contents[name]).hexdigest())
-
-    contents = {"tokenizer.json": source or byte_tokenizer().to_str().encode()}
-    if template is not None:
-        contents["template"] = template.encode()
-    tokenizer = SimpleNamespace(
-        file=entry("tokenizer.json"),
-        chat_template=None if template is None else entry("template"),
-        add_bos=add_bos,
-    )
-    manifest = SimpleNamespace(tokenizer=tokenizer, model=SimpleNamespace(bos_token_id=256, eos_token_ids=(257,)))
-    files: Any = Files(contents, manifest)
-    return TextCodec(files)
-
-
 @pytest.mark.parametrize("text", ["plain", "Grüße, 世界! 👩‍👩‍👧", "", "tail 👩"])
 def test_a_stream_gives_the_text_piece_by_piece(text: str) -> None:
-    made = codec()
+    made = make_codec()
     ids = made.encode(text)
     assert len(ids) == len(text.encode())
     stream = made.stream()
@@ -82,7 +37,7 @@ def test_a_stream_gives_the_text_piece_by_piece(text: str) -> None:
 
 
 def test_a_character_that_never_ends_comes_out_last() -> None:
-    made = codec()
+    made = make_codec()
     stream = made.stream()
     ids = made.encode("a👩")[:-1]
     assert "".join(stream.push(id_) for id_ in ids) == "a"
@@ -91,13 +46,13 @@ def test_a_character_that_never_ends_comes_out_last() -> None:
 
 
 def test_special_tokens_are_not_shown() -> None:
-    made = codec()
+    made = make_codec()
     stream = made.stream()
     assert [stream.push(id_) for id_ in (256, *made.encode("x"), 257)] == ["", "x", ""]
 
 
 def test_the_begin_token_is_added_where_the_model_wants_it() -> None:
-    assert codec(add_bos=True).encode("a") == [256, *codec().encode("a")]
+    assert make_codec(add_bos=True).encode("a") == [256, *make_codec().encode("a")]
 
 
 def reference(template: str, messages: list[dict[str, str]]) -> str:
@@ -112,7 +67,7 @@ def reference(template: str, messages: list[dict[str, str]]) -> str:
 @pytest.mark.parametrize("content", ["hello", '  <b>&"quoted"</b>\nä 世界 ', "{{ 1 + 1 }}"])
 def test_templates_render_as_jinja2_does(template: str, content: str) -> None:
     messages = [{"role": "user", "content": content}, {"role": "assistant", "content": "so"}]
-    made = codec(template)
+    made = make_codec(template)
     text = made.render(messages)
     assert text == reference(template, messages)
     assert made.encode_chat(messages) == made.tokenizer.encode(text, add_special_tokens=False).ids
@@ -120,22 +75,90 @@ def test_templates_render_as_jinja2_does(template: str, content: str) -> None:
 
 def test_a_template_may_refuse() -> None:
     with pytest.raises(UsageError, match='no system "x"'):
-        codec(LLAMA_LIKE).render([{"role": "system", "content": "x"}])
+        make_codec(LLAMA_LIKE).render([{"role": "system", "content": "x"}])
 
 
 def test_a_broken_or_absent_template_is_named() -> None:
     with pytest.raises(UsageError, match="no chat template; hint: leave --chat away"):
-        codec().encode_chat([])
+        make_codec().encode_chat([])
     with pytest.raises(UsageError, match="the chat template fails"):
-        codec("{% for %}").render([])
+        make_codec("{% for %}").render([])
 
 
 def test_a_broken_tokenizer_is_named() -> None:
     with pytest.raises(TokenizerError, match=r"test\.bundle/tokenizer\.json"):
-        codec(source=b'{"version": "1.0"}')
+        make_codec(source=b'{"version": "1.0"}')
 
 
 def test_a_template_cannot_run_for_ever() -> None:
     loops = "{% for i in range(90000) %}" * 3 + "x" + "{% endfor %}" * 3
     with pytest.raises(UsageError, match="the chat template fails"):
-        codec(loops).render([{"role": "user", "content": "hello"}])
+        make_codec(loops).render([{"role": "user", "content": "hello"}])
+
+
+def sentencepiece_tokenizer() -> bytes:
+    """A tokenizer in the manner of Llama 2: words begin with a low line, and bytes stand for unknown characters."""
+    vocabulary = {"<unk>": 0, **{f"<0x{byte:02X}>": 1 + byte for byte in range(256)}}
+    for word in ("\u2581", "a", "b", "\u2581a", "ab"):
+        vocabulary[word] = len(vocabulary)
+    merges = [("\u2581", "a"), ("a", "b")]
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))  # noqa: S106
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return tokenizer.to_str().encode()
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_a_stream_of_any_tokens_gives_what_the_library_decodes(skip: bool) -> None:
+    made = make_codec()
+    draw = random.Random(7)
+    for _ in range(300):
+        ids = [draw.randrange(made.tokenizer.get_vocab_size() + 3) for _ in range(draw.randrange(12))]
+        stream = made.stream(skip_special_tokens=skip)
+        text = "".join(stream.push(id_) for id_ in ids) + stream.finish()
+        assert text == stream.text == made.tokenizer.decode(ids, skip_special_tokens=skip)
+
+
+@pytest.mark.parametrize("text", ["ab a b", "世界 a", "naïve b🙂", ""])
+def test_a_stream_of_words_and_bytes_gives_the_text(text: str) -> None:
+    made = make_codec(source=sentencepiece_tokenizer())
+    stream = made.stream()
+    pieces = [stream.push(id_) for id_ in made.encode(text)]
+    assert "".join(pieces) + stream.finish() == stream.text == text
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_the_text_of_a_generation_continues_its_prompt() -> None:
+    made = make_codec(source=sentencepiece_tokenizer())
+    prompt = made.encode("ab")
+    rest = made.encode("ab a🙂 a")[len(prompt) :]
+    stream = made.stream(after=prompt)
+    assert "".join(stream.push(id_) for id_ in rest) + stream.finish() == stream.text == " a🙂 a"
+    assert make_codec().stream(after=[1, 2, 3]).push(make_codec().encode(" a")[0]) == " "
+
+
+def test_the_bytes_of_tokens_make_up_the_text() -> None:
+    text = "Grüße, 世界! <|im_end|>"
+    for made in (make_codec(), make_codec(source=sentencepiece_tokenizer())):
+        ids = made.encode(text)
+        assert b"".join(map(made.token_bytes, ids)).decode().removeprefix(" ") == text
+        assert made.token_bytes(100_000) == b""
+
+
+def test_settings_for_training_do_not_cut_prompts() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=64)
+    assert make_codec(source=tokenizer.to_str().encode()).encode("a long text") == make_codec().encode("a long text")
+
+
+def test_a_lone_surrogate_is_refused() -> None:
+    with pytest.raises(UsageError, match="lone surrogate"):
+        make_codec().encode("a\ud800")
+
+
+def test_a_template_may_be_replaced() -> None:
+    made = make_codec(CHATML, chat_template="{{ messages[0].content }}!")
+    assert made.render([{"role": "user", "content": "x"}]) == "x!"

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from paiton_aot.options import default_cache_dir
+from paiton_artifacts.user_cache import user_cache_dir
 
 LETTERS = {
     "P": ctypes.c_void_p,
@@ -149,7 +149,7 @@ CUDA = Headers("nvidia", "#define __CUDA_API_VERSION_INTERNAL 1\n#include <cuda.
 
 def zig(folder: Path, *arguments: str) -> str:
     """Runs zig in a folder and returns what it printed; its own cache is that of the kernels for the CPU."""
-    cache = str(default_cache_dir().resolve() / "zig")
+    cache = str(user_cache_dir().resolve() / "zig")
     environment = {"PATH": os.defpath, "ZIG_GLOBAL_CACHE_DIR": cache, "ZIG_LOCAL_CACHE_DIR": cache}
     command = [sys.executable, "-m", "ziglang", *arguments]
     done = subprocess.run(

@@ -1,0 +1,1 @@
+"""The build cache: finished bundles by build key, in a directory or in an object store."""

@@ -1,0 +1,1 @@
+"""What a build depends on, as one key: the same key means the same bytes."""

@@ -1,0 +1,136 @@
+"""SHA-256 of checkpoint files, computed once: a file that has not changed is not read again.
+
+A digest is remembered with the file's device, inode, size, and times of change of content and of inode (ctime, which no
+program can set). One that changed within the last seconds is not remembered: another change within the same tick of the
+file system's clock would go unnoticed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from paiton_artifacts.errors import CheckpointFormatError, StoreError
+from paiton_artifacts.trust.sign import write_atomically
+
+_SETTLED_NS = 3_000_000_000
+"""Age from which on a file's times tell versions apart: the coarsest file systems count in steps of two seconds."""
+
+_STEP = 64 << 20
+
+State = tuple[int, int, int, int, int]
+"""Device, inode, size, mtime and ctime in nanoseconds."""
+
+
+class FileDigests:
+    """Digests files, and remembers the results below a cache directory.
+
+    Args:
+        cache_dir: results are kept in its folder `digests`.
+    """
+
+    def __init__(self, cache_dir: Path) -> None:
+        self._folder = cache_dir / "digests"
+        self._states: dict[Path, State] = {}
+
+    def digest_all(self, files: Mapping[str, Path], advance: Callable[[int], object]) -> dict[str, str]:
+        """Returns the SHA-256 of each file in lower-case hex, by its name.
+
+        Args:
+            files: by name.
+            advance: called with the bytes of each part that is done, read or remembered; from several threads.
+
+        Raises:
+            CheckpointFormatError: a file cannot be read, or changed meanwhile.
+        """
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            found = pool.map(lambda path: self._digest(path, advance), files.values())
+            return dict(zip(files, found, strict=True))
+
+    def check_unchanged(self) -> None:
+        """Checks that the files are still those that were digested.
+
+        Raises:
+            CheckpointFormatError: one was changed or replaced.
+        """
+        for path, state in self._states.items():
+            try:
+                now = _state(path.stat())
+            except OSError:
+                now = None
+            if now != state:
+                raise _changed(path)
+
+    def _digest(self, path: Path, advance: Callable[[int], object]) -> str:
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise CheckpointFormatError(
+                f"cannot open {path}: {error.strerror}", hint="check the path and its permissions"
+            ) from error
+        try:
+            state = _state(os.fstat(descriptor))
+            self._states[path] = state
+            digest = self._remembered(path, state)
+            if digest is not None:
+                advance(state[2])
+                return digest
+            digest = _sha256(path, descriptor, state[2], advance)
+            if _state(os.fstat(descriptor)) != state:
+                raise _changed(path)
+        finally:
+            os.close(descriptor)
+        self._remember(path, state, digest)
+        return digest
+
+    def _remembered(self, path: Path, state: State) -> str | None:
+        try:
+            entry = json.loads(self._entry(path).read_bytes())
+        except (OSError, ValueError):
+            return None
+        if not isinstance(entry, dict) or entry.get("state") != list(state):
+            return None
+        digest = entry.get("sha256")
+        return digest if isinstance(digest, str) and len(digest) == 64 else None
+
+    def _remember(self, path: Path, state: State, digest: str) -> None:
+        if time.time_ns() - max(state[3], state[4]) < _SETTLED_NS:
+            return
+        entry = json.dumps({"path": str(path.resolve()), "state": state, "sha256": digest}).encode()
+        with contextlib.suppress(OSError, StoreError):  # a cache that cannot be written costs time, nothing else
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._entry(path), entry)
+
+    def _entry(self, path: Path) -> Path:
+        return self._folder / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()}.json"
+
+
+def _state(status: os.stat_result) -> State:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _sha256(path: Path, descriptor: int, size: int, advance: Callable[[int], object]) -> str:
+    """Returns a file's digest; in one thread, as SHA-256 cannot be divided."""
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(1 << 20))
+    done = reported = 0
+    while done < size:
+        count = os.preadv(descriptor, [buffer[: size - done]], done)
+        if not count:
+            raise _changed(path)
+        digest.update(buffer[:count])
+        done += count
+        if done - reported >= _STEP or done == size:
+            advance(done - reported)
+            reported = done
+    return digest.hexdigest()
+
+
+def _changed(path: Path) -> CheckpointFormatError:
+    return CheckpointFormatError(f"{path} changed while it was read", hint="build again once nothing writes to it")

@@ -1,0 +1,1 @@
+"""OpenAI's interface: requests checked and described from one declaration, answers whole or as events."""

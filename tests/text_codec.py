@@ -1,0 +1,62 @@
+"""A codec of a tokenizer and a template that tests make up, without a bundle."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from paiton_artifacts.schema import FileEntry
+from paiton_runtime.text import TextCodec
+
+
+@dataclass
+class Files:
+    """The part of `reader.Bundle` that a codec uses."""
+
+    contents: dict[str, bytes]
+    manifest: Any
+    path: Path = Path("test.bundle")
+
+    def read_file(self, entry: FileEntry) -> bytes:
+        """Returns a file's contents, as `Bundle.read_file` does."""
+        return self.contents[entry.path]
+
+
+def byte_tokenizer() -> Tokenizer:
+    """Byte-level BPE without merges: every byte is a token, so characters are cut apart."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<s>", "</s>", "<|im_start|>", "<|im_end|>"])
+    return tokenizer
+
+
+def make_codec(
+    template: str | None = None,
+    *,
+    add_bos: bool = False,
+    source: bytes | None = None,
+    chat_template: str | None = None,
+) -> TextCodec:
+    """Returns a codec of `byte_tokenizer`, or of the tokenizer.json in `source`; id 256 begins a text, 257 ends it."""
+
+    def entry(name: str) -> FileEntry:
+        return FileEntry(name, len(contents[name]), hashlib.sha256(contents[name]).hexdigest())
+
+    contents = {"tokenizer.json": source or byte_tokenizer().to_str().encode()}
+    if template is not None:
+        contents["template"] = template.encode()
+    tokenizer = SimpleNamespace(
+        file=entry("tokenizer.json"),
+        chat_template=None if template is None else entry("template"),
+        add_bos=add_bos,
+    )
+    manifest = SimpleNamespace(tokenizer=tokenizer, model=SimpleNamespace(bos_token_id=256, eos_token_ids=(257,)))
+    files: Any = Files(contents, manifest)
+    return TextCodec(files, chat_template)

@@ -360,7 +360,7 @@ class Engine:
             except Exception as error:  # noqa: BLE001  (see _mask)
                 self._end(request, "error", error=error)
                 return
-        update = Update((token,), logprobs, reason, ended_by, cached_tokens=request.cached_tokens)
+        update = Update((token,), logprobs, reason, ended_by, cached_tokens=request.cached_tokens or 0)
         self._outbox.append((request.deliver, update))
         if reason is not None:
             self._close(request, reason)

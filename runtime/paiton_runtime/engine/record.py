@@ -73,7 +73,7 @@ class Recorder:
         record = RequestRecord(
             request_id=request.request_id,
             prompt_tokens=request.prompt_tokens,
-            cached_tokens=request.cached_tokens,
+            cached_tokens=request.cached_tokens or 0,
             generated_tokens=request.generated,
             max_tokens=request.params.max_tokens,
             finish_reason=reason,

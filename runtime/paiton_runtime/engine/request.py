@@ -45,8 +45,8 @@ class Request:
         keys: of the full blocks whose tokens are known, as far as somebody asked.
         remembered: blocks that the prefix cache was told of.
         slot: of the device's state; None while it waits.
-        cached_tokens: positions that came from the prefix cache when it got its blocks.
-        looked_up: it was counted among the prefix cache's queries.
+        reused: positions that came from the prefix cache when it last got its blocks.
+        cached_tokens: of the prompt, found in the prefix cache; None before it was looked up.
         preemptions: how often it lost its blocks.
         started_at: its first step began, in seconds of `time.monotonic()`; None before, as the two that follow.
         first_token_at: its first token was known.
@@ -74,8 +74,8 @@ class Request:
     keys: list[bytes] = field(default_factory=list)
     remembered: int = 0
     slot: int | None = None
-    cached_tokens: int = 0
-    looked_up: bool = False
+    reused: int = 0
+    cached_tokens: int | None = None
     preemptions: int = 0
     started_at: float | None = None
     first_token_at: float | None = None

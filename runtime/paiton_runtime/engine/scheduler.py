@@ -77,7 +77,7 @@ class Scheduler:
             self._admit(proposal, share)
         # A request may have been preempted after it was put in.
         proposal.chunks = [(request, count) for request, count in proposal.chunks if request.slot is not None]
-        proposal.joined = [request for request, _ in proposal.chunks if request.scheduled == request.cached_tokens]
+        proposal.joined = [request for request, _ in proposal.chunks if request.scheduled == request.reused]
         return proposal if proposal.chunks else None
 
     def settle(self, proposal: Proposal) -> None:
@@ -120,7 +120,7 @@ class Scheduler:
         self.blocks.give_back(request.blocks)
         del request.blocks[:]
         request.slot = None
-        request.scheduled = request.computed = request.remembered = request.cached_tokens = 0
+        request.scheduled = request.computed = request.remembered = request.reused = 0
 
     def _admit(self, proposal: Proposal, share: int) -> None:
         """Lets waiting requests in, in order, as far as slots, blocks and the step's tokens go."""
@@ -157,12 +157,12 @@ class Scheduler:
         taken = blocks.take(missing)
         request.blocks.extend(found)
         request.blocks.extend(taken if taken is not None else ())
-        request.scheduled = request.computed = request.cached_tokens = len(found) * blocks.block_tokens
+        request.scheduled = request.computed = request.reused = len(found) * blocks.block_tokens
         request.remembered = len(found)
-        if not request.looked_up:
+        if request.cached_tokens is None:  # what it finds of itself after a preemption does not count
+            request.cached_tokens = request.reused
             self.queries += request.prompt_tokens
             self.hits += request.cached_tokens
-            request.looked_up = True
         request.slot = self._slots.pop()
         request.status = Status.RUNNING
         self.running.append(request)

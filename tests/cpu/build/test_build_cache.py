@@ -1,10 +1,9 @@
-"""`paiton-build --cache` with a directory and with a store, and `--check`: through the command, as CI uses them."""
+"""`paiton-build --cache` with a directory and with a store, through the command, as CI uses it."""
 
 from __future__ import annotations
 
 import fcntl
 import functools
-import hashlib
 import http.server
 import json
 import os
@@ -14,74 +13,18 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from paiton_aot import build as build_module
-from paiton_aot import check
 from paiton_aot.cli import main
 from paiton_artifacts.layout import MANIFEST_NAME, PROVENANCE_NAME
 from paiton_artifacts.reader import open_bundle
 from paiton_artifacts.verify import verify_files
 from tests.conftest import python_environment
-
-
-@dataclass
-class Cached:
-    """Runs the command with one cache.
-
-    Attributes:
-        model: what is built.
-        cache: the cache's directory or URL.
-        capture: pytest's.
-    """
-
-    model: Path
-    cache: str
-    capture: pytest.CaptureFixture[str]
-
-    def run(self, *flags: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """Returns the result and the events of a run that must succeed."""
-        code, out, err = self.attempt(*flags)
-        assert code == 0, err
-        return json.loads(out), [json.loads(line) for line in err.splitlines()]
-
-    def attempt(self, *flags: str | Path) -> tuple[int, str, str]:
-        """Returns the exit code and what was printed."""
-        self.capture.readouterr()
-        flags = ("--cache", self.cache, "--json", "--progress", "json", *flags)
-        code = main([str(self.model), *map(str, flags)])
-        return code, *self.capture.readouterr()
-
-
-def contents(bundle: Path) -> dict[str, str]:
-    """Returns the digest of every file of a bundle."""
-    files = sorted(path for path in bundle.rglob("*") if path.is_file())
-    return {str(path.relative_to(bundle)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-@pytest.fixture(params=["directory", "store"])
-def cached(
-    request: pytest.FixtureRequest, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> Cached:
-    """The command with an empty cache of either kind."""
-    root = tmp_path / "cache"
-    return Cached(tiny_checkpoint, str(root) if request.param == "directory" else f"file://{root}", capsys)
-
-
-@pytest.fixture
-def in_directory(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Cached:
-    """The command with an empty directory as its cache."""
-    return Cached(tiny_checkpoint, str(tmp_path / "cache"), capsys)
-
-
-@pytest.fixture
-def in_store(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Cached:
-    """The command with an empty store as its cache."""
-    return Cached(tiny_checkpoint, f"file://{tmp_path / 'cache'}", capsys)
+from tests.cpu.build.cached import Cached, contents
 
 
 def test_a_second_build_is_a_hit_with_the_same_bytes(
@@ -328,89 +271,3 @@ def test_flags_that_do_not_go_together(
 ) -> None:
     assert main([str(tiny_checkpoint), "-q", *flags]) in (2, 3)
     assert message in capsys.readouterr().err
-
-
-def test_check_builds_from_nothing_and_compares(
-    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    bundle = tmp_path / "bundle"
-    assert main([str(tiny_checkpoint), "-o", str(bundle), "-q"]) == 0
-    files = len(contents(bundle))
-    (bundle / "model.sig").write_text("of somebody: no build makes it")
-    capsys.readouterr()
-    assert main([str(tiny_checkpoint), "-o", str(bundle), "--check", "--json", "-q"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["reproduced"], told["files"]) == (True, files)
-    assert list(tmp_path.iterdir()) == [bundle]
-
-
-def test_check_names_the_file_and_the_likeliest_reason(
-    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    bundle = tmp_path / "bundle"
-    assert main([str(tiny_checkpoint), "-o", str(bundle), "-q"]) == 0
-    monkeypatch.setattr(check, "replace", lambda options, **_: options)  # compiled already: that is shown above
-    command = [str(tiny_checkpoint), "-o", str(bundle), "--check", "-q"]
-    assert main([*command, "--name", "other"]) == 4
-    assert "it was built with other option/name" in capsys.readouterr().err
-    code = bundle / "code" / "cpu" / "generic.so"
-    data = bytearray(code.read_bytes())
-    data[-1] ^= 1
-    code.write_bytes(data)
-    assert main(command) == 4
-    err = capsys.readouterr().err
-    assert "code/cpu/generic.so came out otherwise" in err
-    assert "the inputs are the same" in err
-    assert list(tmp_path.iterdir()) == [bundle]
-
-
-def test_an_interrupted_build_goes_on_after_converting(
-    in_directory: Cached, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(build_module, "make_goldens", interrupt)
-    assert in_directory.attempt()[0] == 130
-    monkeypatch.undo()
-    monkeypatch.setattr(build_module, "write_tensors", None)  # whoever calls it fails
-    told, events = in_directory.run("-o", tmp_path / "resumed")
-    assert not told["hit"]
-    assert "resumed" in {event["event"] for event in events}
-    monkeypatch.undo()
-    assert main([str(in_directory.model), "-o", str(tmp_path / "plain"), "-q"]) == 0
-    assert contents(tmp_path / "resumed") == contents(tmp_path / "plain")
-
-
-def test_converted_weights_serve_builds_that_differ_elsewhere(
-    in_directory: Cached, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    in_directory.run()
-    with monkeypatch.context() as patched:
-        patched.setattr(build_module, "write_tensors", None)
-        told, _ = in_directory.run("--name", "other", "--max-num-seqs", "16")
-        verify_files(open_bundle(Path(told["bundle"])))
-    converted, events = in_directory.run("--weights", "bf16")
-    assert "resumed" not in {event["event"] for event in events}
-    verify_files(open_bundle(Path(converted["bundle"])))
-
-
-@pytest.mark.parametrize("damage", ["bytes", "size", "missing", "record"])
-def test_damaged_converted_weights_are_converted_again(in_directory: Cached, damage: str) -> None:
-    first, _ = in_directory.run()
-    (stage,) = (Path(in_directory.cache) / "stages").iterdir()
-    blob = stage / "rank-0.bin"
-    data = blob.read_bytes()
-    blob.unlink()
-    if damage == "bytes":
-        blob.write_bytes(b"\xff" + data[1:])
-    elif damage == "size":
-        blob.write_bytes(data + bytes(1 << 20))
-    elif damage == "record":
-        blob.write_bytes(data)
-        (stage / "blobs.json").write_text("{")
-    again, events = in_directory.run("--name", "other")
-    assert "resumed" not in {event["event"] for event in events}
-    bundles = [Path(told["bundle"]) / "blobs" / "rank-0.bin" for told in (first, again)]
-    assert bundles[0].read_bytes() == bundles[1].read_bytes()
-    assert "resumed" in {event["event"] for event in in_directory.run("--name", "third")[1]}

@@ -356,12 +356,16 @@ def test_what_is_observed_adds_up(model: Model) -> None:
     answers = [ask(engine, prompt, GREEDY) for prompt in wanted]
     for answer in answers:
         answer.wait()
+    ask(engine, [1] * 40, GREEDY).wait()
+    ask(engine, [1] * 40, GREEDY).wait()
     engine.stop()
     ended = time.monotonic()
-    assert sum(record.first for record in observer.tokens) == 6
-    assert len(observer.tokens) == 72 == sum(record.generated_tokens for record in observer.requests)
+    wanted += [[1] * 40] * 2
+    assert [record.cached_tokens for record in observer.requests] == [0] * 7 + [32]
+    assert sum(record.first for record in observer.tokens) == 8
+    assert len(observer.tokens) == 96 == sum(record.generated_tokens for record in observer.requests)
     assert sum(record.prefix_queries for record in observer.steps) == sum(map(len, wanted))
-    assert sum(record.tokens for record in observer.steps) >= sum(map(len, wanted)) + 66
+    assert sum(record.tokens for record in observer.steps) >= sum(map(len, wanted)) - 32 + 88
     assert all(0 < record.kv_usage < 1 for record in observer.steps[:1])
     for record in observer.requests:
         assert record.scheduled is not None

@@ -24,6 +24,7 @@ def sampling_params(
     Raises:
         ApiError: 400: a token does not exist, or values contradict each other.
     """
+    seed = serving.seed if body.seed is None else body.seed
     bias = [(_token(name), number) for name, number in (body.logit_bias or {}).items()]
     params = [
         SamplingParams(
@@ -36,7 +37,7 @@ def sampling_params(
             repetition_penalty=body.repetition_penalty,
             presence_penalty=body.presence_penalty,
             frequency_penalty=body.frequency_penalty,
-            seed=None if body.seed is None else (body.seed + i) % 2**64,
+            seed=None if seed is None else (seed + i) % 2**64,
             logit_bias=tuple(bias),
             logprobs=logprobs,
             stop_token_ids=tuple(body.stop_token_ids or ()),

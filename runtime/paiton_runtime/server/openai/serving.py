@@ -27,6 +27,7 @@ class Serving:
         grammars: compiles constraints.
         tools: how the model writes tool calls.
         telemetry: is told about requests.
+        seed: of requests that bring none; None: random ones.
     """
 
     def __init__(self, state: ServerState, ready: Ready) -> None:
@@ -48,6 +49,7 @@ class Serving:
             frozenset(ready.codec.token_bytes(token).decode() for token in ready.codec.special_ids),
         )
         self.telemetry = state.telemetry
+        self.seed = state.options.seed
 
     def check_model(self, name: str | None) -> None:
         """Raises ApiError 404 unless the model, if one is named, is served."""

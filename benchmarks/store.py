@@ -210,10 +210,10 @@ def boots(args: argparse.Namespace) -> dict[str, Any]:
         run_child(PLAIN_GET, bundle, address, args.workers)
         samples["transfer"].append(time.perf_counter() - begun)
         samples["local"].append(_boot(str(bundle), cache))
-    medians = {name: statistics.median(values) for name, values in samples.items()}
+    rounds = zip(samples["stream"], samples["transfer"], samples["local"], strict=True)
     return {
         "seconds": {name: summary(values) for name, values in samples.items()},
-        "stream_over_longer": medians["stream"] / max(medians["transfer"], medians["local"]),
+        "stream_over_longer": statistics.median(stream / max(others) for stream, *others in rounds),
     }
 
 

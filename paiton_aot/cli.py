@@ -214,6 +214,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", help="model name to record (default: the checkpoint's)")
     parser.add_argument("--cache-dir", type=Path, help="where compiled kernels are kept (default: ~/.cache/paiton)")
     parser.add_argument("--version", action="version", version=f"paiton-build {__version__}")
+    _add_shape(parser)
+    _add_cache(parser)
+    _add_tuning(parser)
+    return parser
+
+
+def _add_shape(parser: argparse.ArgumentParser) -> None:
     shape = parser.add_argument_group("what the bundle holds")
     shape.add_argument(
         "--target", action="append", metavar="TARGET", help=f"besides cpu: one of {', '.join(TARGETS)}; repeatable"
@@ -239,6 +246,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="tokens in one step, a power of two (default: 512 on the cpu, 2048 on GPUs)",
     )
+
+
+def _add_cache(parser: argparse.ArgumentParser) -> None:
     cache = parser.add_argument_group("build cache")
     cache.add_argument(
         "--cache", metavar="DIR|URL", help="take the bundle from here if it was built before, else keep it here"
@@ -257,6 +267,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="take from a URL only what this public key (PEM) signed; repeatable (default: trust the cache)",
     )
+
+
+def _add_tuning(parser: argparse.ArgumentParser) -> None:
     tuning = parser.add_argument_group("how GPU kernels are tuned")
     tuning.add_argument(
         "--tuning-table", action="append", type=Path, metavar="FILE", help="written by `paiton-build tune`; repeatable"
@@ -268,7 +281,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="configurations to compile and rank for a kernel that no table knows (default: 0, all)",
     )
-    return parser
 
 
 if __name__ == "__main__":

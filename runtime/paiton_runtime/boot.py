@@ -76,7 +76,7 @@ def boot(path: Path, options: BootOptions | None = None, ledger: Ledger | None =
 
 
 def boot_bundle(bundle: Bundle, options: BootOptions | None, ledger: Ledger) -> Model:
-    """Boots an opened bundle; see `boot`. One that is still arriving is kept in the cache, or abandoned if this fails."""
+    """Boots an opened bundle; see `boot`. One that still arrives is abandoned if this fails."""
     try:
         return _boot_on_any(bundle, BootOptions() if options is None else options, ledger)
     except BaseException:

@@ -23,7 +23,7 @@ _EPILOG = """examples:
   paiton-run serve s3://bucket/models/smollm2:v1 --trusted-key public.pem
 
 exit codes: 0 done, 1 internal error, 2 usage, 3 unsupported, 4 verification failed, 5 store,
-7 out of memory, 130/143 interrupted"""
+7 out of memory or disk, 75 another process did not end, 130/143 interrupted"""
 
 _DEVICE_HELP = "GPU of each rank, counted among the visible ones"
 

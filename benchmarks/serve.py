@@ -11,7 +11,6 @@ import asyncio
 import json
 import os
 import signal
-import statistics
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -23,9 +22,9 @@ import uvloop
 from benchmarks import serve_scenarios
 from benchmarks.common import WORK, parser, save, smollm2_bundle, smollm2_hf
 from benchmarks.serve_client import Client
+from benchmarks.serve_report import Samples, medians, print_table, ratios, targets
 from benchmarks.serve_scenarios import QUICK, Numbers, Prompts, Sizes
 from benchmarks.serve_servers import PEERS, Running, Server, install, llama, paiton, vllm, vllm_program
-from benchmarks.serve_targets import targets
 from benchmarks.serve_watch import CPUS, Watch, scrape, wait_until_quiet
 
 SCENARIOS: dict[str, Callable[[Client, Prompts, Sizes, str], Awaitable[Numbers]]] = {
@@ -35,8 +34,6 @@ SCENARIOS: dict[str, Callable[[Client, Prompts, Sizes, str], Awaitable[Numbers]]
     "invariance": serve_scenarios.invariance,
 }
 ATTEMPTS = 3
-Samples = dict[str, dict[str, list[Numbers]]]
-"""What was measured: by server and scenario, one entry a round."""
 
 
 class Bench:
@@ -55,6 +52,7 @@ class Bench:
 
     async def visit(self, server: Server, number: int) -> None:
         """Starts a server and runs all scenarios there."""
+        await self._quiet()
         with Running(server, WORK / "logs" / f"{server.name}.log") as running:
             await running.ready()
             if server.boot_like is None:
@@ -67,7 +65,7 @@ class Bench:
     async def starts(self, server: Server) -> None:
         """Starts a server some times, for nothing but its first token."""
         for _ in range(self.options.starts):
-            await wait_until_quiet(0, self.options.disturbance, self.options.patience)
+            await self._quiet()
             with Running(server.boot_like or server, WORK / "logs" / f"{server.name}.start.log") as running:
                 await running.ready()
             self._add(server.name, "start", {"first_token_seconds": running.boot_seconds})
@@ -77,7 +75,7 @@ class Bench:
         group = running.process.pid
         best: Numbers = {}
         for attempt in range(ATTEMPTS):
-            await wait_until_quiet(group, self.options.disturbance, self.options.patience)
+            await self._quiet(group)
             before = await scrape(running.client)
             with Watch(group) as watch:
                 numbers = await SCENARIOS[name](running.client, self.prompts, self.sizes, f"{name} {number} {attempt}")
@@ -92,6 +90,10 @@ class Bench:
             if best["others_cpu"] < self.options.disturbance:
                 break
         return best
+
+    async def _quiet(self, group: int = 0) -> None:
+        """Waits for other work on the machine to end, for a while; what `group` does is no other work."""
+        await wait_until_quiet(group, self.options.disturbance, self.options.patience)
 
     def _add(self, server: str, scenario: str, numbers: Numbers) -> None:
         """Keeps a measurement."""
@@ -113,17 +115,6 @@ def step_times(before: dict[str, float], after: dict[str, float]) -> Numbers:
         "step_mean": busy / steps,
         "step_gap_mean": gap / steps,
         "step_gap_share": gap / (gap + busy),
-    }
-
-
-def medians(samples: Samples) -> dict[str, Any]:
-    """Returns the median over rounds of every number."""
-    return {
-        server: {
-            scenario: {name: statistics.median(run[name] for run in runs if name in run) for name in runs[0]}
-            for scenario, runs in scenarios.items()
-        }
-        for server, scenarios in samples.items()
     }
 
 
@@ -225,11 +216,12 @@ def main() -> None:
     what = {server.name: server.what for server in servers(options, bundle)}
     middle = medians(bench.samples)
     report = {"threads": options.threads, "rounds": options.rounds, "servers": what, "targets": targets(middle)}
-    report |= {"medians": middle, "samples": bench.samples}
+    report |= {"medians": middle, "ratios": ratios(middle), "samples": bench.samples}
     if options.quick:
         print(json.dumps(report, indent=2))
     else:
         save("serve", report)
+    print_table(middle)
 
 
 if __name__ == "__main__":

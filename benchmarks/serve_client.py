@@ -116,13 +116,11 @@ class Client:
     Attributes:
         port: on 127.0.0.1.
         model: its name there.
-        extra: fields that each completion of this server gets.
         timeout: seconds that a request may take.
     """
 
     port: int
     model: str
-    extra: dict[str, Any] = field(default_factory=dict)
     timeout: float = 300.0
 
     async def get(self, path: str) -> Reply:
@@ -143,7 +141,6 @@ class Client:
             "ignore_eos": True,
             "stream": True,
             "stream_options": {"include_usage": True},
-            **self.extra,
             **fields,
         }
         return json.dumps(whole).encode()
@@ -168,12 +165,12 @@ class Client:
             head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
         exchange = _Exchange((head + "\r\n").encode() + body, loop.create_future())
         began = time.perf_counter()
-        transport, _ = await loop.create_connection(lambda: exchange, "127.0.0.1", self.port)
-        try:
-            async with asyncio.timeout(self.timeout):
+        async with asyncio.timeout(self.timeout):
+            transport, _ = await loop.create_connection(lambda: exchange, "127.0.0.1", self.port)
+            try:
                 await exchange.over
-        finally:
-            transport.abort()
+            finally:
+                transport.abort()
         return parse_reply(began, exchange.reads)
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from benchmarks.common import WORK, smollm2_gguf, smollm2_hf
 from benchmarks.serve_client import Client, ClientError, Reply, parse_completion
@@ -50,7 +50,6 @@ class Server:
         what: what it runs, in words.
         command: makes the command line for a port.
         environment: added to this process's.
-        extra: fields that a completion needs there.
         boot_timeout: seconds until it must answer.
         boot_like: what to start where only the start counts; None: the same.
     """
@@ -59,7 +58,6 @@ class Server:
     what: str
     command: Callable[[int], list[str]]
     environment: dict[str, str] = field(default_factory=dict)
-    extra: dict[str, Any] = field(default_factory=dict)
     boot_timeout: float = 60.0
     boot_like: Server | None = None
 
@@ -171,7 +169,7 @@ class Running:
         self.log = log
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
-            self.client = Client(probe.getsockname()[1], MODEL, server.extra)
+            self.client = Client(probe.getsockname()[1], MODEL)
         self.boot_seconds = 0.0
 
     def __enter__(self) -> Self:

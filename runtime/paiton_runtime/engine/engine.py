@@ -59,6 +59,10 @@ class EngineOptions:
     step_timeout: float = 60.0
 
 
+def _discard(_: Update) -> None:
+    """Takes updates of a request that has ended: there are none."""
+
+
 def _deliver_each(outbox: Outbox) -> None:
     for deliver, update in outbox:
         deliver(update)
@@ -373,6 +377,8 @@ class Engine:
     def _close(self, request: Request, reason: str) -> None:
         self._scheduler.finish(request)
         self._recorder.request(request, reason)
+        # Whoever takes the updates usually holds the request: without this, only the garbage collector frees them.
+        request.deliver, request.constraint, request.leader = _discard, None, None
         with self._state:
             self._open -= 1
             self._state.notify_all()

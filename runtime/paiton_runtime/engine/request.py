@@ -23,7 +23,7 @@ class Status(Enum):
 
 @dataclass(eq=False, slots=True)
 class Request:
-    """One sequence. The engine's thread owns everything but the first group of attributes, which never change.
+    """One sequence. The engine's thread owns everything but what was submitted, which does not change before the end.
 
     Attributes:
         request_id: as submitted.

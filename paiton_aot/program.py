@@ -19,53 +19,88 @@ class Op:
 
 @dataclass(frozen=True, slots=True)
 class Embed(Op):
-    """out[t] = weight[token_ids[t]], zeros where the row belongs to another rank."""
+    """out[t] = weight[token_ids[t]] * scale, zeros where the row belongs to another rank."""
 
     weight: str
     out: str
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class RmsNorm(Op):
-    """out = x / rms(x) * weight. With `gather`, only the rows that need logits, in their order."""
+    """out = x / rms(x) * (weight + offset). With `gather`, only the rows that need logits, in their order."""
 
     x: str
     weight: str
     out: str
     gather: bool = False
+    offset: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RmsNormAdd(Op):
+    """out += part / rms(part) * (weight + offset): a norm between a block and its residual connection."""
+
+    part: str
+    weight: str
+    out: str
+    offset: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Linear(Op):
-    """out = x @ weight.T, with the activation mode of the program."""
+    """out = x @ weight.T + bias, with the activation mode of the program; "" is no bias.
+
+    With a `softcap`, out = softcap * tanh(out / softcap).
+    """
 
     x: str
     weight: str
     out: str
+    bias: str = ""
+    softcap: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class RopeKvWrite(Op):
-    """Splits fused qkv, rotates q and k, writes k and v to the paged cache; out = q."""
+    """Splits fused qkv, rotates q and k, writes k and v to the paged cache; out = q.
+
+    With `q_norm` and `k_norm`, every head of q and k goes through an RMSNorm of that weight, of head_dim elements, plus
+    `norm_offset`, before it is rotated. `inv_freq` names the inverse frequencies.
+    """
 
     qkv: str
     out: str
+    inv_freq: str = "rope.inv_freq"
+    q_norm: str = ""
+    k_norm: str = ""
+    norm_offset: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Attention(Op):
-    """out = causal grouped-query attention of q over the paged cache."""
+    """out = causal grouped-query attention of q over the paged cache.
+
+    Attributes:
+        scale: of the scores; 0 is head_dim ** -0.5.
+        window: tokens that a token sees, itself included; 0 is all before it.
+        softcap: scores become softcap * tanh(score / softcap); 0 is none.
+    """
 
     q: str
     out: str
+    scale: float = 0.0
+    window: int = 0
+    softcap: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
-class SiluMul(Op):
-    """out = silu(gate) * up, for x = [gate, up]."""
+class GatedMul(Op):
+    """out = activation(gate) * up, for x = [gate, up]."""
 
     x: str
     out: str
+    activation: str = "silu"  # or "gelu_tanh"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from paiton_aot.checkpoint.base import Checkpoint, Llama3Scaling, ModelConfig, read_scale
 from paiton_aot.models.storage import SCALED, Storage
-from paiton_aot.program import AllReduce, Attention, Embed, Linear, Op, Program, RmsNorm, RopeKvWrite, SiluMul
+from paiton_aot.program import AllReduce, Attention, Embed, GatedMul, Linear, Op, Program, RmsNorm, RopeKvWrite
 from paiton_aot.weights import ShardRule, Source, WeightSpec
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -41,7 +41,7 @@ def _layer_ops(layer: int) -> list[Op]:
         AllReduce(layer, "attention_output", "x", add=True),
         RmsNorm(layer, "x", prefix + "mlp_norm", "mlp_input"),
         Linear(layer, "mlp_input", prefix + "gate_up_proj", "gate_up"),
-        SiluMul(layer, "gate_up", "activated"),
+        GatedMul(layer, "gate_up", "activated"),
         Linear(layer, "activated", prefix + "down_proj", "mlp_output"),
         AllReduce(layer, "mlp_output", "x", add=True),
     ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from paiton_aot.program import AllReduce, Attention, Embed, Linear, Op, Program, RmsNorm, RopeKvWrite, SiluMul
+from paiton_aot.program import AllReduce, Attention, Embed, GatedMul, Linear, Op, Program, RmsNorm, RopeKvWrite
 from paiton_aot.targets.draft import Bucket, Comm, Draft, Io, Kv, RankTimes, Reference, Scratch, Weight, WorkerScratch
 from paiton_aot.targets.shape import Shape
 from paiton_artifacts.errors import UnsupportedShapeError
@@ -96,7 +96,7 @@ class Lowering:
             case [RmsNorm() as norm, Linear() as op, RopeKvWrite() as rope, *_]:
                 self._linear_rope(norm, op, rope)
                 return 3
-            case [RmsNorm() as norm, Linear() as op, SiluMul() as silu, *_]:
+            case [RmsNorm() as norm, Linear() as op, GatedMul() as silu, *_]:
                 self._linear_silu(norm, op, silu)
                 return 3
             case [Linear() as op, AllReduce(add=True) as reduce, *_]:
@@ -197,7 +197,7 @@ class Lowering:
         }
         self._linear(op, _Input(self._x(Access.READ), norm.weight), macros, references, self._cache_strides())
 
-    def _linear_silu(self, norm: RmsNorm, op: Linear, silu: SiluMul) -> None:
+    def _linear_silu(self, norm: RmsNorm, op: Linear, silu: GatedMul) -> None:
         width = self.shape.intermediate
         references = {"out": self._bf16(silu.out, width, Access.WRITE)}
         source = _Input(self._x(Access.READ), norm.weight)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from paiton_aot.program import AllReduce, Attention, Embed, Linear, Op, Program, RmsNorm, RopeKvWrite, SiluMul
+from paiton_aot.program import AllReduce, Attention, Embed, GatedMul, Linear, Op, Program, RmsNorm, RopeKvWrite
 from paiton_aot.targets.draft import Bucket, Comm, Io, Kv, Reference, Scratch, Weight
 from paiton_aot.targets.gpu.draft import GpuDraft
 from paiton_aot.targets.shape import Shape
@@ -106,7 +106,7 @@ class Lowering:
             case [Attention() as op, Linear() as projection, AllReduce(add=True), *_]:
                 self._attention(op, projection)
                 return 3
-            case [RmsNorm() as norm, Linear() as op, SiluMul() as silu, Linear() as down, AllReduce(add=True), *_]:
+            case [RmsNorm() as norm, Linear() as op, GatedMul() as silu, Linear() as down, AllReduce(add=True), *_]:
                 self._linear_silu(norm, op, silu, down)
                 return 5
             case [RmsNorm(gather=True) as norm, Linear() as op]:
@@ -241,7 +241,7 @@ class Lowering:
         self._emit(ATTENTION, {**self._heads(), **constants}, references, scalars, layer=op.layer)
         self._residual(projection, self._quantized(projection, left, width))
 
-    def _linear_silu(self, norm: RmsNorm, op: Linear, silu: SiluMul, down: Linear) -> None:
+    def _linear_silu(self, norm: RmsNorm, op: Linear, silu: GatedMul, down: Linear) -> None:
         source = self._norm(norm, op, clear="silu_amax" if self.program.activations == "fp8-dynamic" else "")
         constants, references, left = self._produce(silu.out, down, self.shape.intermediate, "silu_amax")
         self._linear(op, source, references, {**_NO_HEADS, **constants, "EPILOGUE": "SILU"}, {})

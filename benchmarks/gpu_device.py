@@ -79,7 +79,7 @@ class Bench:
 
     def config(self, spec: GpuKernelSpec, step: Step, constants: Mapping[str, Constant]) -> Config:
         """Returns the configuration that a build would choose."""
-        request = Request(spec, tuple((name, constants[name]) for name in spec.constants), step)
+        request = Request(spec, tuple(spec.full(constants).items()), step)
         where = (self.gpu.target, self.gpu.profile, WORK / "kernels")
         return choose([request], *where, tables=self._tables, candidates=self._candidates)[request].config
 

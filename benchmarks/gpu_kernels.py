@@ -120,6 +120,7 @@ def linear_seconds(bench: Bench, n: int, k: int, rows: int, storage: str) -> flo
             "out_stride": n,
             "block_table_stride": 0,
             "kv_block_stride": 0,
+            "norm_eps": 0.0,
             **bench.scratch(step, variant),
         }
         if fp8:

@@ -40,7 +40,7 @@ def write_headers(folder: Path, config: dict[str, object]) -> Path:
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     header: dict[str, object] = {}
     end = 0
-    for name, shape in _tensors(config):
+    for name, shape in tensors_of(config):
         size = 2 * prod(shape)
         header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [end, end + size]}
         end += size
@@ -52,7 +52,8 @@ def write_headers(folder: Path, config: dict[str, object]) -> Path:
     return folder
 
 
-def _tensors(config: dict[str, object]) -> list[tuple[str, list[int]]]:
+def tensors_of(config: dict[str, object]) -> list[tuple[str, list[int]]]:
+    """Returns name and shape of every weight of a Llama."""
     size = {name: value for name, value in config.items() if isinstance(value, int)}
     hidden, inter, head = size["hidden_size"], size["intermediate_size"], size["head_dim"]
     q, kv = size["num_attention_heads"] * head, size["num_key_value_heads"] * head

@@ -26,7 +26,6 @@ from benchmarks.serve_scenarios import Prompts, seeded
 from benchmarks.serve_servers import MODEL, Running, paiton
 from benchmarks.serve_watch import memory_bytes, open_things, scrape
 
-STUCK_SECONDS = 180.0
 PROBE = "The Hatter opened his eyes very wide on hearing this, but all he said was"
 SCHEMA = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 20}}, "required": ["name"]}
 MEBIBYTE = 1 << 20
@@ -37,13 +36,20 @@ MORE = {"kv_usage": 0, "requests_running": 0, "requests_waiting": 0, "files": 0,
 class Soak:
     """Load from many clients at once.
 
+    Args:
+        client: of the server.
+        texts: to make prompts of.
+        seed: of the load.
+        patience: seconds until a request counts as stuck.
+
     Attributes:
         counts: what happened, by kind and outcome.
         failures: what must not happen, in words.
     """
 
-    def __init__(self, client: Client, texts: list[str], seed: int) -> None:
+    def __init__(self, client: Client, texts: list[str], seed: int, patience: float) -> None:
         self.client = client
+        self.patience = patience
         self.texts = texts
         self.draw = seeded(str(seed))
         self.counts: Counter[str] = Counter()
@@ -69,11 +75,11 @@ class Soak:
             (action,) = self.draw.choices(actions, weights)
             name = action.__name__.strip("_")
             try:
-                async with asyncio.timeout(STUCK_SECONDS):
+                async with asyncio.timeout(self.patience):
                     outcome = await action()
             except TimeoutError:
                 outcome = "stuck"
-                self.failures.append(f"{name}: stuck for {STUCK_SECONDS:g} s")
+                self.failures.append(f"{name}: stuck for {self.patience:g} s")
             except (ClientError, OSError) as error:
                 outcome = "failed"
                 self.failures.append(f"{name}: {error!r}"[:500])
@@ -225,7 +231,7 @@ async def run(options: argparse.Namespace, bundle: Path) -> dict[str, Any]:
     with Running(server, WORK / "logs" / "soak.log") as running:
         await running.ready()
         answer = await running.client.complete(PROBE, 32)
-        soak = Soak(running.client, texts, options.seed)
+        soak = Soak(running.client, texts, options.seed, options.patience)
         await soak.load(options.settle * 60, options.clients)
         before = await settled(running)
         watcher = asyncio.create_task(watch(running, max(options.minutes * 60 / 100, 1.0), samples))
@@ -254,6 +260,7 @@ def main() -> None:
     args.add_argument("--minutes", type=float, default=30.0)
     args.add_argument("--settle", type=float, default=2.0, help="minutes of load before memory is first looked at")
     args.add_argument("--clients", type=int, default=24)
+    args.add_argument("--patience", type=float, default=180.0, help="seconds until a request counts as stuck")
     args.add_argument("--threads", type=int, default=2, help="of the server")
     args.add_argument("--kv-tokens", type=int, default=4096, help="tokens in the server's KV cache")
     args.add_argument("--allowance", type=float, default=8.0, help="MiB that memory may have grown")

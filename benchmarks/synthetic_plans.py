@@ -110,7 +110,12 @@ class Workload:
             max_blocks_per_request=1024,
             logits_offset=0,
             logits_stride=128256,
-            io=(*fields, IoField("semaphores", "i32", 1024, 1 << 16)),
+            io=(
+                *fields,
+                IoField("semaphores", "i32", 1024, 1 << 16),
+                IoField("comm_peers", "u64", self.ranks, 3 << 16),
+                IoField("comm_error", "i32", 16, 4 << 16),
+            ),
         )
 
     def _kernel(self, number: int, symbol: str, family: Family) -> Kernel:

@@ -47,7 +47,8 @@ def _tensor(spec: WeightSpec, tp: int, kv_heads: int, offset: int) -> Tensor:
         size=stride * (rows - 1) + cols * width,
         layout="row-major",
         scale=spec.scale,
-        scale_kind="row" if spec.scale else "none",
+        scale_kind="block" if spec.scale_block else "row" if spec.scale else "none",
+        scale_block=spec.scale_block,
         parts=parts,
     )
 
@@ -59,8 +60,9 @@ def _parts(spec: WeightSpec, tp: int, kv_heads: int) -> tuple[Part, ...]:
     row = 0
     for source in spec.sources:
         slices = [shard(source, rank, tp, kv_heads) for rank in range(tp)]
-        first = slices[0]
-        starts = tuple(s.row for s in slices), tuple(s.col for s in slices)
-        parts.append(Part(source.name, row, first.rows, first.cols, *starts))
-        row += first.rows
+        per_row, per_col = source.block
+        rows, cols = -(-slices[0].rows // per_row), -(-slices[0].cols // per_col)
+        starts = tuple(s.row // per_row for s in slices), tuple(s.col // per_col for s in slices)
+        parts.append(Part(source.name, row, rows, cols, *starts))
+        row += rows
     return tuple(parts)

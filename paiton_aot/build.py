@@ -24,10 +24,11 @@ from paiton_aot.identity.inputs import Inputs, identify
 from paiton_aot.lower import Lowered, lower
 from paiton_aot.options import CPU, BuildOptions
 from paiton_aot.progress import Progress
+from paiton_aot.templates import check_template
 from paiton_artifacts.kernel_table import encode_kernel_table
 from paiton_artifacts.layout import FORMAT_MINOR, PROVENANCE_NAME, RUNTIME_ABI, SBOM_NAME
 from paiton_artifacts.plan import Plan, encode_plan
-from paiton_artifacts.schema import Blob, CodeObject, Manifest, PlanFile, Tokenizer
+from paiton_artifacts.schema import Blob, CodeObject, Manifest, PlanFile, SpecialToken, Tokenizer
 from paiton_artifacts.writer import BundleWriter
 from paiton_kernels.cpu.compile import COMPILER, LEVELS, compile_level
 
@@ -104,17 +105,17 @@ def build(
             result.verified = (REFERENCE_LEVEL, *check_levels(writer.directory, goldens))
         with result.stage("write"):
             inputs.check_unchanged()
-            _write_manifest(writer, replace(manifest, goldens=goldens), inputs.key)
+            _write_manifest(writer, replace(manifest, goldens=goldens), inputs.key, options)
             result.bytes = sum(f.stat().st_size for f in writer.directory.rglob("*") if f.is_file())
             writer.commit()
     return result
 
 
-def _write_manifest(writer: BundleWriter, manifest: Manifest, key: BuildKey) -> None:
+def _write_manifest(writer: BundleWriter, manifest: Manifest, key: BuildKey, options: BuildOptions) -> None:
     """Writes the manifest, and beside it what the build tells about itself."""
     digest = writer.write_manifest(manifest).sha256
     writer.add_file(SBOM_NAME, sbom(key, manifest, digest))
-    writer.add_file(PROVENANCE_NAME, provenance(key, digest))
+    writer.add_file(PROVENANCE_NAME, provenance(key, digest, origin=options.origin, commit=options.commit))
 
 
 def check_tensors(checkpoint: Checkpoint, lowered: Lowered) -> None:
@@ -126,10 +127,9 @@ def check_tensors(checkpoint: Checkpoint, lowered: Lowered) -> None:
     for spec in lowered.specs:
         for source in spec.sources:
             if source.name:
-                quantized = checkpoint.quantization is not None and spec.storage == "fp8_e4m3fn"
+                module = source.name.removesuffix(".weight")
+                quantized = checkpoint.quantization is not None and checkpoint.quantization.is_quantized(module)
                 expect_tensor(checkpoint, source.name, source.shape, ("fp8_e4m3fn",) if quantized else _FLOATS)
-                if quantized:
-                    checkpoint.tensor(f"{source.name}_scale")
 
 
 def _write(
@@ -163,7 +163,8 @@ def _write(
         memory=(lowered.cpu.memory, *(memory for gpu in result.gpus for memory in gpu.memory)),
         code_objects=code,
         plans=plans,
-        tokenizer=_write_tokenizer(writer, tokenizer),
+        tokenizer=_write_tokenizer(writer, tokenizer, progress),
+        sampling=checkpoint.sampling(),
         goldens=(),
     )
     writer.write_manifest(manifest)
@@ -253,11 +254,20 @@ def _write_plan(writer: BundleWriter, plan: Plan) -> PlanFile:
     return PlanFile(plan.target, plan.profile, plan.family, plan.tokens, plan.requests, entry)
 
 
-def _write_tokenizer(writer: BundleWriter, files: TokenizerFiles) -> Tokenizer:
-    template = None
+def _write_tokenizer(writer: BundleWriter, files: TokenizerFiles, progress: Progress) -> Tokenizer:
+    template, check = None, None
     if files.chat_template is not None:
         template = writer.add_file("tokenizer/chat_template.jinja", files.chat_template.encode())
-    return Tokenizer(writer.add_file("tokenizer/tokenizer.json", files.tokenizer_json), template, files.add_bos)
+        check = check_template(files.chat_template, files.special_tokens)
+        if check.differing:
+            names = ", ".join(check.differing)
+            text = (
+                f"warning: the chat template renders {len(check.differing)} of {check.probes} conversations differently"
+            )
+            progress.event("template", f"{text} than transformers does: {names}", differing=list(check.differing))
+    special = tuple(SpecialToken(name, text) for name, text in sorted(files.special_tokens.items()))
+    entry = writer.add_file("tokenizer/tokenizer.json", files.tokenizer_json)
+    return Tokenizer(entry, template, files.add_bos, special, check)
 
 
 def kernel_symbols(lowered: Lowered) -> Sequence[str]:

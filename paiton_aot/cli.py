@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,18 +19,20 @@ from paiton_artifacts.command_line import CommandParser, run
 from paiton_artifacts.errors import UnsupportedTargetError, UsageError
 from paiton_kernels.gpu.devices import PROFILES, TARGETS, profile_named
 
-RESERVED = ("eval",)
-"""First words that later versions give a meaning; a directory of that name is written ./NAME."""
-
 MAX_BATCHED_TOKENS = 1 << 16
+MODEL_HELP = "Hugging Face directory or GGUF file, its URL (s3://bucket/llama), or ORG/NAME[@REVISION] on the hub"
 
 _EPILOG = """examples:
   paiton-build SmolLM2-135M-Instruct.gguf -o smollm2.bundle
   paiton-build ./Llama-3.1-8B -o llama.bundle --tp 2 --lm-head int8
   paiton-build ./Llama-3.1-8B -o llama.bundle --target hip:gfx942 --target cuda:sm_90
+  paiton-build HuggingFaceTB/SmolLM2-135M-Instruct@main -o smollm2.bundle      from the Hugging Face hub
+  paiton-build s3://bucket/checkpoints/Llama-3.1-8B -o llama.bundle            read by ranges, from where it is
   paiton-build plan ./Llama-3.1-8B            sizes and kernels, without reading weights
+  paiton-build plan ./Llama-3.1-405B --target hip:gfx942 --tp 8 --predict      config.json and index are enough
   paiton-build tune ./Llama-3.1-8B --target cuda:sm_90 -o h200.json    measures kernels on this machine's GPU
   paiton-build verify smollm2.bundle          every digest, every golden
+  paiton-build eval smollm2.bundle --text wiki.txt --checkpoint SmolLM2-135M-Instruct.gguf
   paiton-build sign smollm2.bundle --key key.pem
   paiton-build push smollm2.bundle s3://bucket/models/smollm2:v1
 
@@ -44,8 +47,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     word = argv[0] if argv else ""
-    if word in RESERVED:
-        raise UsageError(f"subcommand {word} is not part of version {__version__}", hint=f"write ./{word} for a path")
     if word == "verify":
         from paiton_runtime.cli import main as run_main  # noqa: PLC0415
 
@@ -57,6 +58,9 @@ def _run(argv: list[str]) -> int:
     if word == "sign":
         sign = _with_extra("build", lambda: importlib.import_module("paiton_aot.sign_command"))
         return int(sign.sign_command(argv[1:]))
+    if word == "eval":
+        evaluation = _with_extra("build", lambda: importlib.import_module("paiton_aot.eval_command"))
+        return int(evaluation.eval_command(argv[1:]))
     if word == "tune":
         tune = _with_extra("gpu", lambda: importlib.import_module("paiton_aot.tune_command"))
         return int(tune.tune_command(argv[1:]))
@@ -67,6 +71,14 @@ def _run(argv: list[str]) -> int:
     progress = _with_extra("build", lambda: importlib.import_module("paiton_aot.progress")).Progress(
         not args.quiet, events=args.progress == "json"
     )
+    locate = _with_extra("build", lambda: importlib.import_module("paiton_aot.sources.locate"))
+    with locate.located(args.model, progress) as model:
+        args.model = model.path
+        return _act(args, replace(options, origin=model.origin, commit=model.commit), progress, planning=planning)
+
+
+def _act(args: argparse.Namespace, options: BuildOptions, progress: Any, *, planning: bool) -> int:  # noqa: ANN401 (needs an extra)
+    """Plans, checks or builds a model that is at a path."""
     if args.cache is not None and not planning:
         return _cached(args, options, progress)
     report = _with_extra("build", lambda: importlib.import_module("paiton_aot.report"))
@@ -74,8 +86,9 @@ def _run(argv: list[str]) -> int:
     if options.targets:
         _with_extra("gpu", lambda: importlib.import_module("paiton_aot.targets.gpu.build"))
     if planning:
-        plan = report.plan(args.model, options, progress)
-        if args.cache is not None:
+        rate = None if args.storage_gbps is None else args.storage_gbps * 1e9
+        plan = report.plan(args.model, options, progress, predict=args.predict, storage_rate=rate)
+        if args.cache is not None and plan.key is not None:
             command, request = _cache_request(args, options)
             plan = replace(plan, cache=command.look_up(request, plan.key, progress))
         print(json.dumps(plan.as_json(), indent=2) if args.json else plan.as_text())
@@ -129,6 +142,13 @@ def _check_output(args: argparse.Namespace, *, planning: bool) -> None:
         raise UsageError("no output was named", hint="add -o BUNDLE")
     if args.trusted_key and args.cache is None:
         raise UsageError("--trusted-key is for what comes out of a --cache", hint="add --cache URL")
+    if (args.predict or args.storage_gbps is not None) and not planning:
+        raise UsageError("--predict and --storage-gbps go with a plan", hint="paiton-build plan MODEL --predict")
+    if args.storage_gbps is not None and not (args.predict and 0 < args.storage_gbps < math.inf):
+        raise UsageError(
+            f"--storage-gbps {args.storage_gbps:g} goes with --predict and is above 0",
+            hint="--predict --storage-gbps 25",
+        )
     if args.lock_timeout < 0:
         raise UsageError(f"--lock-timeout {args.lock_timeout:g} is negative", hint="use 0 not to wait at all")
 
@@ -191,12 +211,13 @@ def _parser() -> argparse.ArgumentParser:
         usage="paiton-build [plan] MODEL -o BUNDLE [options]\n"
         "       paiton-build tune MODEL --target TARGET -o TABLE\n"
         "       paiton-build verify BUNDLE\n"
+        "       paiton-build eval BUNDLE --text FILE\n"
         "       paiton-build sign BUNDLE --key FILE",
         description="Turns a checkpoint into a bundle that paiton-run boots without compiling or profiling anything.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", type=Path, metavar="MODEL", help="Hugging Face directory or GGUF file")
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("-o", "--output", type=Path, metavar="BUNDLE", help="directory to create")
     parser.add_argument("--force", action="store_true", help="replace an existing output once the new one is complete")
     parser.add_argument("--plan-only", action="store_true", help="print sizes and kernels without reading weights")
@@ -217,6 +238,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_shape(parser)
     _add_cache(parser)
     _add_tuning(parser)
+    _add_prediction(parser)
     return parser
 
 
@@ -266,6 +288,19 @@ def _add_cache(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="take from a URL only what this public key (PEM) signed; repeatable (default: trust the cache)",
+    )
+
+
+def _add_prediction(parser: argparse.ArgumentParser) -> None:
+    predicting = parser.add_argument_group("predictions, with a plan")
+    predicting.add_argument(
+        "--predict", action="store_true", help="predict steps, latencies and a boot on each GPU target's devices"
+    )
+    predicting.add_argument(
+        "--storage-gbps",
+        type=float,
+        metavar="GB/s",
+        help="gigabytes per second at which a machine's storage delivers weights (default: the published runs', 6.3)",
     )
 
 

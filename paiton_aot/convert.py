@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paiton_aot import quantize
-from paiton_aot.checkpoint.base import Checkpoint, SourceTensor, read_scale
+from paiton_aot.checkpoint.base import Checkpoint, SourceTensor
+from paiton_aot.checkpoint.quantization.description import BLOCK
+from paiton_aot.checkpoint.quantization.scales import weight_scales
 from paiton_aot.weights import WeightSpec
 from paiton_artifacts.layout import DTYPE_BYTES
 from paiton_artifacts.schema import Part, Tensor
@@ -52,8 +54,12 @@ def write_tensors(
             continue
         for index, source in enumerate(spec.sources):
             stored = checkpoint.tensor(source.name)
+            if stored.dtype == "fp8_e4m3fn":
+                companion = tensors[spec.scale]
+                carried = as_rows(_stored_scales(checkpoint, stored, spec))
+                _write_block(carried, 0, companion, companion.parts[index], blobs)
             for start, block in _blocks(stored):
-                data, scales = _convert(checkpoint, stored, start, block, spec.storage)
+                data, scales = _convert(stored, start, block, spec.storage)
                 _write_block(data, start, tensor, tensor.parts[index], blobs)
                 if scales is not None:
                     companion = tensors[spec.scale]
@@ -73,15 +79,21 @@ def _blocks(stored: SourceTensor) -> Iterator[tuple[int, NDArray[np.generic]]]:
         yield start, stored.read_rows(start, min(start + step, stored.rows))
 
 
+def _stored_scales(checkpoint: Checkpoint, stored: SourceTensor, spec: WeightSpec) -> NDArray[np.float32]:
+    """Returns the scales of an FP8 source: [rows], or a grid, its rows repeated for the bundle's smaller blocks."""
+    scales = weight_scales(checkpoint, stored.name.removesuffix(".weight"))
+    if not spec.scale_block:
+        return scales
+    starts = np.arange(0, stored.rows, spec.scale_block[0])
+    return scales[starts // BLOCK]
+
+
 def _convert(
-    checkpoint: Checkpoint, stored: SourceTensor, start: int, block: NDArray[np.generic], storage: str
+    stored: SourceTensor, start: int, block: NDArray[np.generic], storage: str
 ) -> tuple[Bytes, NDArray[np.float32] | None]:
-    """Returns the block as stored bytes [rows, bytes per row], and its f32 scales [rows] where the storage has any."""
+    """Returns the block as stored bytes [rows, bytes per row], and the f32 scales [rows] that it was quantised with."""
     if stored.dtype == "fp8_e4m3fn":
-        data = quantize.normalize_fp8(block.view(np.uint8), stored.name, start)
-        name = f"{stored.name}_scale"
-        scale = read_scale({name: checkpoint.tensor(name)}, name)
-        return as_rows(data), np.full(block.shape[0], scale, np.float32)
+        return as_rows(quantize.normalize_fp8(block.view(np.uint8), stored.name, start)), None
     quantize.check_finite(block, stored.name, start)
     if storage == "fp8_e4m3fn":
         data, scales = quantize.quantize_rows_fp8(block)

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from paiton_aot.blob_layout import blob_size, lay_out
 from paiton_aot.checkpoint.base import Checkpoint
 from paiton_aot.models import architecture_of
+from paiton_aot.models.frequencies import scaling_name
 from paiton_aot.models.storage import Storage
 from paiton_aot.options import BuildOptions
 from paiton_aot.program import Program
+from paiton_aot.scales import with_scales
 from paiton_aot.targets.cpu.plans import MAX_TOKENS, CpuPlans, make_plans
 from paiton_aot.targets.shape import Shape
-from paiton_aot.weights import WeightSpec, check_tp, scale_specs
+from paiton_aot.weights import WeightSpec, check_tp
 from paiton_artifacts.errors import UsageError
 from paiton_artifacts.schema import ModelFacts, Rope, Tensor
 
@@ -42,7 +44,7 @@ def lower(checkpoint: Checkpoint, options: BuildOptions) -> Lowered:
     check_tp(checkpoint.config, options.tp)
     storage = Storage.settle(checkpoint, options)
     program = architecture.program(checkpoint, storage)
-    specs = scale_specs(architecture.weights(checkpoint, storage))
+    specs = with_scales(checkpoint, architecture.weights(checkpoint, storage), options.tp)
     tensors = lay_out(specs, options.tp, checkpoint.config.kv_heads)
     facts = _facts(checkpoint, storage, options)
     limits = (options.max_num_batched_tokens or MAX_TOKENS, options.max_num_seqs, facts.max_model_len)
@@ -71,7 +73,7 @@ def _facts(checkpoint: Checkpoint, storage: Storage, options: BuildOptions) -> M
         vocab_size=config.vocab_size,
         max_model_len=wanted,
         rms_norm_eps=config.rms_norm_eps,
-        rope=Rope(config.rope_theta, "llama3" if config.rope_scaling else "none"),
+        rope=Rope(config.rope_theta, scaling_name(config.rope_scaling)),
         tied_embeddings=config.tied_embeddings,
         bos_token_id=config.bos_token_id,
         eos_token_ids=tuple(config.eos_token_ids),

@@ -31,6 +31,8 @@ class BuildOptions:
         max_num_batched_tokens: tokens that one step can hold, a power of two. Default: 512 on the cpu, 2,048 on GPUs.
         name: model name to record. Default: what the checkpoint's metadata says.
         cache_dir: where compiled kernels are kept.
+        origin: URL that the checkpoint came from, empty for a path; provenance records it.
+        commit: of a model on the Hugging Face hub, likewise.
     """
 
     targets: tuple[str, ...] = ()
@@ -47,3 +49,5 @@ class BuildOptions:
     max_num_batched_tokens: int | None = None
     name: str | None = None
     cache_dir: Path = field(default_factory=user_cache_dir)
+    origin: str = ""
+    commit: str = ""

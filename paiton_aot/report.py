@@ -15,9 +15,14 @@ from paiton_aot.identity.inputs import identify
 from paiton_aot.lower import Lowered, lower
 from paiton_aot.options import BuildOptions
 from paiton_aot.progress import Progress
+from paiton_artifacts.plan import Plan
 from paiton_artifacts.schema import MemoryPlan
+from paiton_kernels.gpu.devices import profile_named
+from paiton_runtime.boot import BootOptions
+from paiton_runtime.boot_device import GRAPH_BYTES, UNPLANNED_BYTES
 
 if TYPE_CHECKING:
+    from paiton_aot.predict.prediction import Prediction
     from paiton_aot.targets.gpu.build import GpuTarget
 
 MIB = 1 << 20
@@ -27,14 +32,21 @@ MIB = 1 << 20
 class PlanReport:
     """Sizes and kernels of a build, known from headers alone, and its key; kernels of GPU targets are compiled for it.
 
-    `cache` is what a build through a cache would find, as `cache.command.look_up` returns it.
+    Attributes:
+        lowered: the model as it would be written.
+        tp: number of ranks.
+        key: of the build; None where the checkpoint has no weights, whose digests are a part of it.
+        gpus: what the bundle would hold for each GPU target.
+        cache: what a build through a cache would find, as `cache.command.look_up` returns it.
+        predictions: one for each profile of the GPU targets, if they were asked for.
     """
 
     lowered: Lowered
     tp: int
-    key: BuildKey
+    key: BuildKey | None
     gpus: Sequence[GpuTarget] = ()
     cache: dict[str, Any] | None = None
+    predictions: Sequence[Prediction] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Returns the report as plain data; sizes in bytes."""
@@ -57,9 +69,10 @@ class PlanReport:
             "plans": len(self.lowered.cpu.plans),
             "kernels": list(kernel_symbols(self.lowered)),
             "gpus": [_gpu(gpu) for gpu in self.gpus],
-            "key": self.key.value,
-            "components": dict(self.key.components),
+            "key": self.key.value if self.key else None,
+            "components": dict(self.key.components) if self.key else {},
             "cache": self.cache,
+            "predictions": [prediction.as_json() for prediction in self.predictions],
         }
 
     def as_text(self) -> str:
@@ -79,6 +92,9 @@ class PlanReport:
         symbols = kernel_symbols(self.lowered)
         lines += [f"{'kernels':16} {len(symbols)}", *(f"  {symbol}" for symbol in symbols)]
         lines += [line for gpu in self.gpus for line in _gpu_lines(gpu)]
+        lines += [line for prediction in self.predictions for line in ("", prediction.as_text(), "")]
+        if self.key is None:
+            return "\n".join([*lines, f"{'build key':16} none: it covers the digests of weights, which are not there"])
         lines += [f"{'build key':16} {self.key.value}"]
         if self.cache is not None:
             lines += [f"{'cache':16} {_cache_text(self.cache)}"]
@@ -105,12 +121,43 @@ def _memory(memory: MemoryPlan) -> dict[str, int]:
     }
 
 
+def _device(memory: MemoryPlan) -> dict[str, int]:
+    """Returns what a rank's device offers, and how many tokens of KV cache fit beside everything else."""
+    total = profile_named(memory.profile).memory_bytes
+    usable = int(total * BootOptions().gpu_memory_utilization)
+    regions = memory.weights_bytes + memory.io_bytes + memory.scratch_bytes + memory.comm_bytes
+    return {"device": total, "usable": usable, "regions": regions}
+
+
+def _kv_tokens(memory: MemoryPlan, plans: int) -> tuple[int, int]:
+    """Returns the bytes kept for the driver, and the tokens of KV cache that fit; the rule is the boot's."""
+    sizes = _device(memory)
+    reserve = UNPLANNED_BYTES + plans * GRAPH_BYTES
+    blocks = (sizes["usable"] - sizes["regions"] - reserve) // memory.kv_block_bytes
+    return reserve, max(0, blocks) * memory.kv_block_tokens
+
+
+def _profile(gpu: GpuTarget, memory: MemoryPlan) -> dict[str, Any]:
+    mine = [plan for plan in gpu.plans if plan.profile == memory.profile]
+    reserve, tokens = _kv_tokens(memory, len(mine))
+    buckets = [[plan.tokens, plan.requests] for plan in mine if plan.family == "forward"]
+    launches = {f"t{plan.tokens}r{plan.requests}": launches_of(plan) for plan in mine if plan.family == "forward"}
+    more = {"reserve": reserve, "kv_tokens": tokens, "buckets": buckets, "launches": launches}
+    return {**_memory(memory), **_device(memory), **more}
+
+
+def launches_of(plan: Plan) -> int:
+    """Returns how many launches a plan makes, layers unrolled."""
+    return sum(segment.repeat * len(segment.launches) for segment in plan.segments)
+
+
 def _gpu(gpu: GpuTarget) -> dict[str, Any]:
     return {
         "target": gpu.target.name,
         "code_bytes": len(gpu.code),
         "plans": len(gpu.plans),
-        "profiles": {memory.profile: _memory(memory) for memory in gpu.memory},
+        "spilling": list(gpu.spilling),
+        "profiles": {memory.profile: _profile(gpu, memory) for memory in gpu.memory},
         "kernels": {kernel.symbol: kernel.tuning for kernel in gpu.table.kernels},
     }
 
@@ -118,35 +165,62 @@ def _gpu(gpu: GpuTarget) -> dict[str, Any]:
 def _gpu_lines(gpu: GpuTarget) -> list[str]:
     sources = Counter(kernel.tuning for kernel in gpu.table.kernels)
     chosen = ", ".join(f"{count} {source}" for source, count in sorted(sources.items()))
-    lines = [f"{gpu.target.name:16} {len(gpu.table.kernels)} kernels ({chosen}), {_mib(len(gpu.code))}"]
+    spills = f"{len(gpu.spilling)} of them spill registers" if gpu.spilling else "none spills registers"
+    lines = [f"{gpu.target.name:16} {len(gpu.table.kernels)} kernels ({chosen}), {_mib(len(gpu.code))}, {spills}"]
     for memory in gpu.memory:
-        plans = sum(plan.profile == memory.profile for plan in gpu.plans)
-        lines.append(
-            f"  {memory.profile:14} {plans} plans for tokens up to {memory.max_tokens}; scratch"
-            f" {_mib(memory.scratch_bytes)}, io {_mib(memory.io_bytes)}, comm {_mib(memory.comm_bytes)}"
-        )
+        found = _profile(gpu, memory)
+        forward = [plan for plan in gpu.plans if plan.profile == memory.profile and plan.family == "forward"]
+        sizes = " ".join(f"{plan.tokens}/{plan.requests}" for plan in forward)
+        lines += [
+            (
+                f"  {memory.profile:14} {sum(plan.profile == memory.profile for plan in gpu.plans)} plans,"
+                f" {launches_of(forward[0])} to {max(map(launches_of, forward))} launches; tokens/requests {sizes}"
+            ),
+            (
+                f"  {'':14} of {_gib(found['device'])} on each device, {_gib(found['usable'])} are used: weights"
+                f" {_gib(memory.weights_bytes)}, scratch {_mib(memory.scratch_bytes)}, io {_mib(memory.io_bytes)}, comm"
+                f" {_mib(memory.comm_bytes)}, driver {_mib(found['reserve'])}"
+            ),
+            f"  {'':14} KV cache: {found['kv_tokens']:,} tokens of {found['kv_per_token']:,} bytes fit",
+        ]
     return [*lines, *(f"  {kernel.symbol}" for kernel in gpu.table.kernels)]
 
 
-def plan(model: Path, options: BuildOptions, progress: Progress) -> PlanReport:
+def plan(
+    model: Path, options: BuildOptions, progress: Progress, *, predict: bool = False, storage_rate: float | None = None
+) -> PlanReport:
     """Returns what a build of `model` would write, and its key.
 
     Of the checkpoint it reads headers, and for the key every byte, unless its digests are remembered from an earlier
-    time. Kernels of GPU targets are compiled.
+    time. A checkpoint without weights, of which there are only configuration and index, has no key. Kernels of GPU
+    targets are compiled.
 
     Args:
         model: a Hugging Face directory or a GGUF file.
         options: what to build.
         progress: where to tell how it gets on.
+        predict: also predict steps and boots on the GPU targets' devices.
+        storage_rate: bytes per second at which weights are read, for predictions of boots.
 
     Raises:
         PaitonError: the build would be refused.
     """
-    with open_checkpoint(model) as checkpoint:
+    with open_checkpoint(model, outline=True) as checkpoint:
         lowered = lower(checkpoint, options)
         check_tensors(checkpoint, lowered)
-        key = identify(model, options, progress).key
-        return PlanReport(lowered, options.tp, key, build_gpus(lowered, options, progress))
+        key = None if checkpoint.outlined else identify(model, options, progress).key
+    gpus = build_gpus(lowered, options, progress)
+    return PlanReport(lowered, options.tp, key, gpus, predictions=_predictions(lowered, gpus, storage_rate, predict))
+
+
+def _predictions(
+    lowered: Lowered, gpus: Sequence[GpuTarget], storage_rate: float | None, wanted: bool
+) -> tuple[Prediction, ...]:
+    if not wanted:
+        return ()
+    from paiton_aot.predict.prediction import predict  # noqa: PLC0415  (its launches are Triton's)
+
+    return tuple(predict(lowered, made, storage_rate) for gpu in gpus for made in gpu.configured)
 
 
 def built(result: BuildResult) -> dict[str, Any]:
@@ -172,6 +246,10 @@ def summary(result: BuildResult) -> str:
     stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in result.seconds.items())
     total = sum(result.seconds.values())
     return f"{result.bundle}: {_mib(result.bytes)} in {total:.1f} s ({stages})"
+
+
+def _gib(size: int) -> str:
+    return f"{size / (MIB << 10):.2f} GiB"
 
 
 def _mib(size: int) -> str:

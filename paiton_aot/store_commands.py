@@ -16,11 +16,11 @@ from paiton_artifacts.errors import UsageError
 from paiton_artifacts.layout import MANIFEST_NAME
 from paiton_artifacts.reader import open_bundle
 from paiton_artifacts.schema import Manifest
-from paiton_artifacts.store.address import is_url, parse_address, parse_root
-from paiton_artifacts.store.client import Store
+from paiton_artifacts.store.address import is_registry, is_url, parse_address, parse_root
 from paiton_artifacts.store.collect import collect_garbage
 from paiton_artifacts.store.items import bundle_bytes
 from paiton_artifacts.store.listing import Listed, compare, list_bundles
+from paiton_artifacts.store.opening import open_object_store, open_store
 from paiton_artifacts.store.push import Push
 from paiton_artifacts.store.remote import decode_manifest, find_digest, read_manifest
 from paiton_runtime.commands.progress_line import progress_line
@@ -55,7 +55,11 @@ _PURPOSE = {
 
 def _add_push(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory that paiton-build made")
-    parser.add_argument("url", metavar="URL[:TAG]", help="such as s3://bucket/prefix/name:tag (default tag: latest)")
+    parser.add_argument(
+        "url",
+        metavar="URL[:TAG]",
+        help="such as s3://bucket/prefix/name:tag or oci://host/repository:tag (default tag: latest)",
+    )
     parser.add_argument(
         "--expect",
         metavar="DIGEST",
@@ -81,6 +85,7 @@ def _push(args: argparse.Namespace) -> int:
         "uploaded_bytes": done.uploaded_bytes,
         "objects": done.objects,
         "uploaded_objects": done.uploaded,
+        "oci_manifest": f"sha256:{done.artifact}" if done.artifact else None,
     }
     if not args.quiet:
         moved = f"{done.uploaded_bytes / 1e6:,.1f} of {done.bytes / 1e6:,.1f} MB uploaded"
@@ -96,10 +101,10 @@ def _add_ls(parser: argparse.ArgumentParser) -> None:
 
 def _ls(args: argparse.Namespace) -> int:
     root = parse_root(args.url)
-    rows = list_bundles(Store(root), untagged=args.untagged)
+    rows = list_bundles(open_store(root), untagged=args.untagged)
     parent, _, name = root.rpartition("/")
-    if not rows and not parent.endswith("/"):
-        rows = list_bundles(Store(parent), name)
+    if not rows and not parent.endswith("/") and not is_registry(root):
+        rows = list_bundles(open_store(parent), name)
     lines = [_row(row) for row in rows]
     _show(args, {"url": args.url, "bundles": [row.as_json() for row in rows]}, "\n".join(lines) or "no bundles")
     return 0
@@ -108,7 +113,8 @@ def _ls(args: argparse.Namespace) -> int:
 def _row(row: Listed) -> str:
     name = f"{row.name}:{row.tag}" if row.name else "-"
     size = f"{bundle_bytes(row.manifest) / 1e6:>12,.1f} MB" if row.manifest else f"DAMAGED: {row.problem}"
-    return f"{name:<32}  sha256:{row.digest}  {row.modified:%Y-%m-%d %H:%M}  {size}"
+    when = f"{row.modified:%Y-%m-%d %H:%M}" if row.modified else ""
+    return f"{name:<32}  sha256:{row.digest}  {when}  {size}"
 
 
 def _add_diff(parser: argparse.ArgumentParser) -> None:
@@ -135,7 +141,7 @@ def _look(text: str) -> tuple[str, Manifest]:
         manifest = open_bundle(Path(text)).manifest
         return hashlib.sha256((Path(text) / MANIFEST_NAME).read_bytes()).hexdigest(), manifest
     address = parse_address(text)
-    store = Store(address.root)
+    store = open_store(address.root)
     digest = find_digest(store, address)
     return digest, decode_manifest(read_manifest(store, digest, text), text)
 
@@ -160,7 +166,8 @@ def _gc(args: argparse.Namespace) -> int:
         raise UsageError(f"--older-than {args.older_than!r} is no age", hint="write 90m, 24h or 7d")
     age = timedelta(seconds=int(found[1]) * _UNITS[found[2]])
     root = parse_root(args.url)
-    garbage = collect_garbage(Store(root), age, untagged=args.untagged, dry_run=args.dry_run)
+    store = open_object_store(root, "a registry collects its own garbage, what no tag holds")
+    garbage = collect_garbage(store, age, untagged=args.untagged, dry_run=args.dry_run)
     verb = "would delete" if args.dry_run else "deleted"
     lines = [f"{verb} {info.key}  {info.size:,} bytes" for info in garbage.objects]
     lines.append(f"{verb} {len(garbage.objects)} objects, {garbage.bytes:,} bytes; kept {garbage.kept} blobs")

@@ -13,6 +13,7 @@ from paiton_aot.checkpoint import open_checkpoint
 from paiton_aot.lower import lower
 from paiton_aot.options import LM_HEADS, PRECISIONS, WEIGHTS, BuildOptions
 from paiton_aot.progress import Progress
+from paiton_aot.sources.locate import located
 from paiton_aot.targets.gpu.build import gpu_shape
 from paiton_aot.targets.gpu.plans import draft_chains, tuning_requests
 from paiton_aot.tune import TuneResult, tune
@@ -29,6 +30,7 @@ _SHAPES_HINT = "a list of objects: family, constants, tokens, requests, and cont
 _EPILOG = """examples:
   paiton-build tune ./Llama-3.1-8B --target cuda:sm_90 -o h200.json
   paiton-build tune ./Llama-3.1-8B --target hip:gfx942 --static -o mi300x.json    without a device
+  paiton-build tune ./Llama-3.1-405B-FP8-KV --target hip:gfx942 --tp 8 --act fp8 --kv fp8 --static -o mi300x.json
   paiton-build tune --shapes shapes.json --target hip:gfx942 --profile mi300x -o mi300x.json
   paiton-build ./Llama-3.1-8B --target cuda:sm_90 --tuning-table h200.json -o llama.bundle
 
@@ -51,7 +53,11 @@ def tune_command(argv: Sequence[str]) -> int:
     if args.profile is not None:
         profile_named(args.profile)  # a wrong name needs no device to be found
     options = _options(args)
-    requests = read_requests(args.shapes) if args.shapes else model_requests(args.model, options)
+    if args.shapes:
+        requests = read_requests(args.shapes)
+    else:
+        with located(args.model, Progress(not args.quiet)) as model:
+            requests = model_requests(model.path, options)
     if args.static:
         return _rank(args, target, requests, options.cache_dir)
     with opened(target, args.device) as bench:
@@ -87,8 +93,8 @@ def _rank(args: argparse.Namespace, target: Target, requests: Sequence[Request],
 
 
 def model_requests(model: Path, options: BuildOptions) -> list[Request]:
-    """Returns what the plans of a model need, from its headers alone."""
-    with open_checkpoint(model) as checkpoint:
+    """Returns what the plans of a model need, from its headers alone, or from its outline."""
+    with open_checkpoint(model, outline=True) as checkpoint:
         lowered = lower(checkpoint, options)
     return tuning_requests(draft_chains(lowered.program, lowered.tensors, gpu_shape(lowered, options)))
 
@@ -116,13 +122,13 @@ def _request(item: Any, where: str) -> Request:  # noqa: ANN401 (parsed JSON)
     if spec is None:
         raise UsageError(f"{where}: kernel {item['family']!r} is unknown", hint=f"one of {', '.join(FAMILIES)}")
     constants = item["constants"]
-    if not isinstance(constants, dict) or constants.keys() != set(spec.constants):
+    if not isinstance(constants, dict) or spec.full(constants).keys() != set(spec.constants):
         raise UsageError(f"{where}: kernel {spec.family} has the constants {', '.join(spec.constants)}")
     sizes = {name: item[name] for name in ("tokens", "requests", "context") if name in item}
     for name, value in sizes.items():
         if type(value) is not int or value < 1:
             raise UsageError(f"{where}: {name} is {value!r}, not a number above 0")
-    return Request(spec, tuple((name, constants[name]) for name in spec.constants), Step(**sizes))
+    return Request(spec, tuple(spec.full(constants).items()), Step(**sizes))
 
 
 def summary(result: TuneResult, output: Path) -> str:
@@ -139,8 +145,8 @@ def summary(result: TuneResult, output: Path) -> str:
 
 
 def _options(args: argparse.Namespace) -> BuildOptions:
-    given = {name: getattr(args, name) for name in ("weights", "lm_head", "act", "kv", "max_model_len", "max_num_seqs")}
-    given["max_num_batched_tokens"] = args.max_num_batched_tokens
+    names = ("tp", "weights", "lm_head", "act", "kv", "max_model_len", "max_num_seqs", "max_num_batched_tokens")
+    given = {name: getattr(args, name) for name in names}
     return BuildOptions(targets=(args.target,), **({"cache_dir": args.cache_dir} if args.cache_dir else {}), **given)
 
 
@@ -153,7 +159,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", type=Path, nargs="?", metavar="MODEL", help="Hugging Face directory or GGUF file")
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL", help="Hugging Face directory or GGUF file, its URL, or ORG/NAME"
+    )
     parser.add_argument(
         "--shapes", type=Path, metavar="FILE", help="kernels to measure, as JSON, in place of a model's"
     )
@@ -177,6 +185,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cache-dir", type=Path, help="where compiled kernels are kept (default: ~/.cache/paiton)")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars, no summary")
     shape = parser.add_argument_group("what the bundle will hold, as for the build")
+    shape.add_argument("-tp", "--tp", type=int, default=1, help="tensor-parallel ranks, one of which is tuned for")
     shape.add_argument("--weights", choices=WEIGHTS)
     shape.add_argument("--lm-head", choices=LM_HEADS)
     shape.add_argument("--act", choices=PRECISIONS, default="bf16")

@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from paiton_kernels.gpu.linear_tile import scale_stride
 from paiton_kernels.gpu.schedule import SCHEDULE, schedule_config
 from paiton_kernels.gpu.spec import Constant, GpuKernelSpec, GpuVariant, Step
 from paiton_kernels.gpu.tuning import Request
@@ -147,6 +148,7 @@ def _embed(operands: Operands, values: Values, batch: _Batch) -> None:
     operands.array("token_ids", rows.astype(np.int32))
     operands.random("table", _EMBEDDING_ROWS * int(values["ROW_STRIDE"]), "BF16", streamed=True)
     operands.array("last_token", np.zeros(batch.requests, np.int32))
+    operands.scalars["first_row"] = 0
     operands.output("out", tokens * hidden, "FP32")
 
 
@@ -167,6 +169,9 @@ def _norm(operands: Operands, values: Values, batch: _Batch) -> None:
     operands.random("x", max(batch.step.tokens, rows) * hidden, "FP32")
     operands.array("rows", np.arange(rows, dtype=np.int32))
     operands.random("weight", hidden, "BF16")
+    if values["PART"]:
+        operands.random("part", max(batch.step.tokens, rows) * hidden, "FP32")
+        operands.random("part_weight", hidden, "BF16")
     operands.scalars["eps"] = _EPSILON
     operands.output("out", rows * hidden, storage)
     operands.floats("out_scale", 1, 1 / 32)
@@ -187,7 +192,7 @@ def _linear(operands: Operands, values: Values, batch: _Batch) -> None:
     rows = step.requests if values["ROWS"] == "LOGITS" else step.tokens
     epilogue, weight, out = (str(values[name]) for name in ("EPILOGUE", "WEIGHT", "OUT"))
     operands.random("a", rows * depth, str(values["A"]))
-    if values["A_SCALE"] != "NONE":
+    if values["A_SCALE"] not in ("NONE", "GROUP"):
         operands.floats(
             "a_scale", 1 if values["A_SCALE"] == "TENSOR" else step.tokens, 4 if values["A_SCALE"] == "AMAX" else 1 / 32
         )
@@ -195,13 +200,18 @@ def _linear(operands: Operands, values: Values, batch: _Batch) -> None:
         "weight", width * int(values["ROW_STRIDE"]), weight, spread=0.02 if weight == "BF16" else 1, streamed=True
     )
     if weight != "BF16":
-        operands.floats("scale", width, 0.02 / 32)
-    columns = {"SILU": width // 2, "ROPE": int(values["Q_HEADS"]) * int(values["HEAD_DIM"])}.get(epilogue, width)
+        block_rows = int(values["SCALE_ROWS"])
+        operands.floats("scale", -(-width // block_rows) * scale_stride(depth) if block_rows else width, 0.02 / 32)
+    operands.floats("bias", width, 1 / 32)
+    heads = int(values["Q_HEADS"]) * int(values["HEAD_DIM"])
+    columns = {"SILU": width // 2, "GELU": width // 2, "ROPE": heads}.get(epilogue, width)
     operands.output("out", rows * columns, out)
-    operands.scalars |= {"out_stride": columns, "block_table_stride": 0, "kv_block_stride": 0}
+    operands.scalars |= {"out_stride": columns, "block_table_stride": 0, "kv_block_stride": 0, "norm_eps": _EPSILON}
     operands.floats("out_scale", 1, 1 / 32)
     operands.floats("out_amax", step.tokens, 0)
     if epilogue == "ROPE":
+        for name in ("q_norm", "k_norm"):
+            operands.random(name, int(values["HEAD_DIM"]), "BF16")
         operands.random("rope", step.tokens * int(values["HEAD_DIM"]), "FP32")
         operands.array("positions", batch.positions)
         operands.array("request_of", batch.request_of)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -26,11 +26,15 @@ class ShardRule(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A checkpoint tensor: canonical name, shape, and its sharding rule."""
+    """A checkpoint tensor: canonical name, shape, and its sharding rule.
+
+    `block` is what rows and columns of `shape` one stored element stands for: scales are divided as their weight is.
+    """
 
     name: str
     shape: tuple[int, ...]
     rule: ShardRule
+    block: tuple[int, int] = (1, 1)
 
     @property
     def rows(self) -> int:
@@ -47,7 +51,8 @@ class Source:
 class WeightSpec:
     """A bundle tensor: its sources stacked along rows, stored as `storage`.
 
-    `scale` names the f32 companion that holds one scale per row ("" where the storage has none).
+    `scale` names the f32 companion that holds its scales ("" where the storage has none): one per row or, with a
+    `scale_block`, one for each block of that many rows and columns.
     `compute` gives the `elements` values of a one-dimensional f32 tensor that is not a slice of checkpoint tensors.
     """
 
@@ -57,6 +62,7 @@ class WeightSpec:
     scale: str = ""
     compute: Callable[[Checkpoint], Sequence[float]] | None = None
     elements: int = 1
+    scale_block: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,19 +118,3 @@ def check_tp(config: ModelConfig, tp: int) -> None:
 def _divides(config: ModelConfig, tp: int) -> bool:
     kv = config.kv_heads
     return config.attention_heads % tp == 0 and (kv % tp == 0 or tp % kv == 0) and config.intermediate_size % tp == 0
-
-
-def scale_specs(specs: Iterable[WeightSpec]) -> list[WeightSpec]:
-    """Inserts each weight's scale companion right after it."""
-    out = []
-    for spec in specs:
-        out.append(spec)
-        if spec.scale:
-            rows = tuple(Source("", (source.rows,), _scale_rule(source.rule)) for source in spec.sources)
-            out.append(WeightSpec(spec.scale, rows, "f32"))
-    return out
-
-
-def _scale_rule(rule: ShardRule) -> ShardRule:
-    """Scales follow the rows of their weight, which a row-parallel weight does not divide."""
-    return ShardRule.REPLICATED if rule is ShardRule.ROW else rule

@@ -35,8 +35,16 @@ def dequantized(bundle: Any, name: str, rank: int = 0) -> Floats:
     """Returns a tensor of a bundle as float32, its scales applied."""
     dtype, shape, raw = bundle.tensor(rank, name)
     values = np.frombuffer(raw, _DTYPES[dtype]).reshape(shape).astype(np.float32)
-    scale = next(tensor["scale"] for tensor in bundle.manifest["tensors"] if tensor["name"] == name)
-    return values * dequantized(bundle, scale, rank)[:, None] if scale else values
+    entry = next(tensor for tensor in bundle.manifest["tensors"] if tensor["name"] == name)
+    if not entry["scale"]:
+        return values
+    scales = dequantized(bundle, entry["scale"], rank)
+    if entry["scale_kind"] == "row":
+        return values * scales[:, None]
+    assert entry["scale_kind"] == "block"
+    rows, cols = (np.arange(size) // block for size, block in zip(shape, entry["scale_block"], strict=True))
+    grid: Floats = scales[rows[:, None], cols]
+    return values * grid
 
 
 def load_reference(path: Path, *, rounded: bool = True) -> LlamaForCausalLM:
@@ -97,18 +105,25 @@ def _state(bundle: Any, facts: dict[str, Any]) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in state.items()}
 
 
-def _bf16(tensor: torch.Tensor) -> torch.Tensor:
+def to_bf16(tensor: torch.Tensor) -> torch.Tensor:
+    """Rounds to bf16."""
     return tensor.bfloat16().float()
 
 
-def _e4m3(tensor: torch.Tensor, scale: torch.Tensor | float) -> torch.Tensor:
+def to_e4m3(tensor: torch.Tensor, scale: torch.Tensor | float) -> torch.Tensor:
     """Rounds to multiples of `scale` that e4m3 holds; what lies beyond its range saturates."""
     return (tensor / scale).clamp(-448, 448).to(torch.float8_e4m3fn).float() * scale
 
 
-def _per_token(tensor: torch.Tensor) -> torch.Tensor:
+def to_e4m3_per_token(tensor: torch.Tensor) -> torch.Tensor:
+    """Rounds each row by a scale of its own."""
     peak = tensor.abs().amax(dim=-1, keepdim=True)
-    return _e4m3(tensor, torch.where(peak > 0, peak / 448, torch.ones_like(peak)))
+    return to_e4m3(tensor, torch.where(peak > 0, peak / 448, torch.ones_like(peak)))
+
+
+def _per_block(tensor: torch.Tensor) -> torch.Tensor:
+    """Rounds each token's elements 128 by 128, as layers with scales of blocks take them."""
+    return torch.cat([to_e4m3_per_token(block) for block in tensor.split(128, dim=-1)], dim=-1)
 
 
 def _round_attention(model: LlamaForCausalLM, bundle: Any) -> None:
@@ -121,10 +136,10 @@ def _round_attention(model: LlamaForCausalLM, bundle: Any) -> None:
     def attention(module: Any, q: Any, k: Any, v: Any, mask: Any, **options: Any) -> Any:
         if scales:
             k_scale, v_scale = scales[module.layer_idx]
-            k, v = _e4m3(k, k_scale), _e4m3(v, v_scale)
+            k, v = to_e4m3(k, k_scale), to_e4m3(v, v_scale)
         else:
-            k, v = _bf16(k), _bf16(v)
-        return sdpa_attention_forward(module, _bf16(q), k, v, mask, **options)
+            k, v = to_bf16(k), to_bf16(v)
+        return sdpa_attention_forward(module, to_bf16(q), k, v, mask, **options)
 
     AttentionInterface.register("rounded", attention)
     model.set_attn_implementation("rounded")
@@ -146,24 +161,30 @@ _STORED_AS_BF16 = ("o_proj", "down_proj")
 
 
 def _after_bf16(round_input: Rounding) -> Rounding:
-    return lambda tensor: round_input(_bf16(tensor))
+    return lambda tensor: round_input(to_bf16(tensor))
 
 
 def _round_linear_inputs(model: LlamaForCausalLM, bundle: Any) -> None:
-    mode = bundle.manifest["model"]["activations"]
     for name, module in model.named_modules():
         if not isinstance(module, torch.nn.Linear):
             continue
-        round_input: Rounding = _bf16
-        if mode == "fp8-dynamic" and name != "lm_head":
-            round_input = _per_token
-        elif mode == "fp8-static" and name != "lm_head":
-            _, _, layer, _, leaf = name.split(".")
-            scale = float(dequantized(bundle, f"layers.{layer}.{_FUSED[leaf]}.input_scale")[0])
-            round_input = functools.partial(_e4m3, scale=scale)
+        round_input = to_bf16 if name == "lm_head" else _input_rounding(bundle, name)
         if name.endswith(_STORED_AS_BF16):
             round_input = _after_bf16(round_input)
         module.register_forward_pre_hook(_hook(round_input))
+
+
+def _input_rounding(bundle: Any, name: str) -> Rounding:
+    """Returns what the input of a layer's module goes through; layers that are left in bf16 take bf16."""
+    _, _, layer, _, leaf = name.split(".")
+    weight = f"layers.{layer}.{_FUSED[leaf]}"
+    entry = next(tensor for tensor in bundle.manifest["tensors"] if tensor["name"] == weight)
+    mode = bundle.manifest["model"]["activations"] if entry["dtype"] == "fp8_e4m3fn" else "bf16"
+    if mode == "fp8-static":
+        return functools.partial(to_e4m3, scale=float(dequantized(bundle, f"{weight}.input_scale")[0]))
+    if mode == "fp8-dynamic":
+        return _per_block if entry["scale_kind"] == "block" else to_e4m3_per_token
+    return to_bf16
 
 
 def _hook(round_input: Rounding) -> Callable[..., tuple[torch.Tensor]]:

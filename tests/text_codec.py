@@ -10,7 +10,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from paiton_artifacts.schema import FileEntry
+from paiton_artifacts.schema import FileEntry, SpecialToken
 from paiton_runtime.text import TextCodec
 
 
@@ -56,6 +56,7 @@ def make_codec(
         file=entry("tokenizer.json"),
         chat_template=None if template is None else entry("template"),
         add_bos=add_bos,
+        special_tokens=(SpecialToken("bos_token", "<s>"), SpecialToken("eos_token", "</s>")),
     )
     manifest = SimpleNamespace(tokenizer=tokenizer, model=SimpleNamespace(bos_token_id=256, eos_token_ids=(257,)))
     files: Any = Files(contents, manifest)

@@ -12,9 +12,10 @@ from paiton_artifacts.layout import (
     MANIFEST_NAME,
     ROW_ALIGNMENT,
     TENSOR_ALIGNMENT,
+    Region,
 )
 from paiton_artifacts.limits import MAX_CODE_AND_PLANS_BYTES
-from paiton_artifacts.schema import Blob, FileEntry, Golden, Manifest, MemoryPlan, Tensor
+from paiton_artifacts.schema import Blob, FileEntry, Golden, Manifest, MemoryPlan, Tensor, Tokenizer
 
 IO_DTYPE_BYTES = {"i32": 4, "u64": 8, "f32": 4}
 """Width of the dtypes of io fields."""
@@ -43,6 +44,7 @@ def check_manifest(manifest: Manifest, what: str) -> None:
         vocabulary = manifest.model.vocab_size
         bos = manifest.model.bos_token_id
         _require(bos is None or bos < vocabulary, f"bos_token_id {bos} is outside the vocabulary of {vocabulary}")
+        _check_tokenizer(manifest.tokenizer)
         for n, golden in enumerate(manifest.goldens):
             _check_golden(golden, f"golden {n}", manifest)
     except VerificationError as error:
@@ -57,6 +59,18 @@ def files_of(manifest: Manifest) -> list[FileEntry]:
     if manifest.tokenizer.chat_template is not None:
         files.append(manifest.tokenizer.chat_template)
     return files
+
+
+def _check_tokenizer(tokenizer: Tokenizer) -> None:
+    names = [token.name for token in tokenizer.special_tokens]
+    _require(names == sorted(set(names)), f"special_tokens {names} are not sorted and unique")
+    template, check = tokenizer.chat_template, tokenizer.template_check
+    _require(
+        (template is None) == (check is None), "template_check belongs to a chat_template, and the other way round"
+    )
+    if check is not None:
+        differing = len(set(check.differing))
+        _require(len(check.differing) == differing <= check.probes, f"{differing} of {check.probes} probes differ")
 
 
 def tensor_bytes(tensor: Tensor) -> int:
@@ -160,6 +174,12 @@ def _check_shape(tensor: Tensor) -> None:
 
 
 def _check_scale(tensor: Tensor, by_name: dict[str, Tensor]) -> None:
+    if tensor.scale_block and (tensor.scale_kind != "block" or len(tensor.scale_block) != len(tensor.shape)):
+        raise ManifestError(
+            f"tensor {tensor.name!r} of shape {list(tensor.shape)} has scale kind {tensor.scale_kind!r} and scale block"
+            f" {list(tensor.scale_block)}",
+            hint=_HINT,
+        )
     if not tensor.scale:
         if tensor.scale_kind != "none":
             raise ManifestError(f"tensor {tensor.name!r} has scale kind {tensor.scale_kind!r} but no scale", hint=_HINT)
@@ -167,7 +187,8 @@ def _check_scale(tensor: Tensor, by_name: dict[str, Tensor]) -> None:
     scale = by_name.get(tensor.scale)
     if scale is None:
         raise ManifestError(f"tensor {tensor.name!r} has the scale {tensor.scale!r}, which does not exist", hint=_HINT)
-    wanted = {"row": (tensor.shape[0],), "tensor": (1,)}.get(tensor.scale_kind)
+    grid = tuple(-(-size // block) for size, block in zip(tensor.shape, tensor.scale_block, strict=False))
+    wanted = {"row": (tensor.shape[0],), "tensor": (1,), "block": grid}.get(tensor.scale_kind)
     if scale.dtype != "f32" or scale.shape != wanted:
         raise ManifestError(
             f"tensor {tensor.name!r} of shape {list(tensor.shape)} cannot have {scale.name!r}, {scale.dtype} of shape"
@@ -203,7 +224,8 @@ def _check_memory(memory: MemoryPlan, manifest: Manifest) -> None:
     )
     _require(memory.logits_offset % 4 == 0, f"{where} has logits at byte {memory.logits_offset}, not a multiple of 4")
     logits_end = memory.logits_offset + memory.max_requests * memory.logits_stride * 4
-    _require_inside(logits_end, memory.comm_bytes, f"{where}: the logits' extent in comm")
+    if memory.logits_region is Region.COMM:
+        _require_inside(logits_end, memory.comm_bytes, f"{where}: the logits' extent in comm")
     _require_unique((field.name for field in memory.io), f"io fields of {where}")
     _require_inside(memory.io_input_bytes, memory.io_bytes, f"{where}: the input part of io")
     end = 0
@@ -215,6 +237,10 @@ def _check_memory(memory: MemoryPlan, manifest: Manifest) -> None:
         )
         end = field.offset + field.count * width
         _require_inside(end, memory.io_bytes, f"{where}: io field {field.name!r}")
+        _require(
+            field.name != "logits" or (field.offset == memory.logits_offset and end >= logits_end),
+            f"{where}: io field 'logits' is not where logits_offset and logits_stride say",
+        )
 
 
 def _check_code_and_plans(manifest: Manifest) -> None:

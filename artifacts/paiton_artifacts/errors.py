@@ -25,6 +25,7 @@
     │   ├── CaptureMismatchError
     │   ├── SignatureError
     │   ├── UntrustedBundleError
+    │   ├── QualityError
     │   └── ReproductionError
     ├── StoreError                   5
     │   ├── BundleNotFoundError
@@ -165,6 +166,10 @@ class UntrustedBundleError(VerificationError):
     """Nothing that the policy accepts vouches for a bundle: no signature, no pinned digest, no opt-out."""
 
 
+class QualityError(VerificationError):
+    """A bundle predicts a text worse than it was asked to."""
+
+
 class ReproductionError(VerificationError):
     """Building the same inputs again gave other bytes."""
 
@@ -270,6 +275,10 @@ class DriverError(ResourceError):
 
 class DeviceFaultError(DriverError):
     """A kernel crashed; nothing on its device can be trusted or used any more by this process."""
+
+
+class RankStalledError(ResourceError):
+    """A rank did not come to a launch where all ranks meet; the ranks of this process cannot go on."""
 
 
 class EngineError(PaitonError):

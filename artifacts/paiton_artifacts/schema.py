@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from paiton_artifacts.layout import Region
+
 
 @dataclass(frozen=True, slots=True)
 class Rope:
     """Rotary position embedding: base frequency, and the scaling that `inv_freq` already contains."""
 
     theta: float
-    scaling: str  # "none" or "llama3"
+    scaling: str  # "none", "linear", "llama3" or "yarn"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,8 @@ class Tensor:
     size: int  # bytes from the first row to the end of the last
     layout: str  # "row-major"
     scale: str  # name of the f32 tensor that holds its scales, or ""
-    scale_kind: str  # "none", "row" (one scale per row) or "tensor" (one element)
+    scale_kind: str  # "none", "row" (one scale per row), "tensor" (one element) or "block" (a grid)
+    scale_block: tuple[int, ...]  # of kind "block": rows and columns that share a scale; else empty
     parts: tuple[Part, ...]
 
 
@@ -159,9 +162,14 @@ class MemoryPlan:
     max_tokens: int  # of the largest bucket
     max_requests: int
     max_blocks_per_request: int
-    logits_offset: int  # of rank 0's f32 logits [max_requests, logits_stride] within the comm region
+    logits_offset: int  # of rank 0's f32 logits [max_requests, logits_stride] within their region
     logits_stride: int  # elements from one row of logits to the next
     io: tuple[IoField, ...]
+
+    @property
+    def logits_region(self) -> Region:
+        """Where the logits are: in io, if that has a field of this name, else in comm."""
+        return Region.IO if any(field.name == "logits" for field in self.io) else Region.COMM
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,12 +199,41 @@ class Golden:
 
 
 @dataclass(frozen=True, slots=True)
+class TemplateCheck:
+    """What the build saw when it rendered conversations with jinja2, as transformers does, and as the runtime does."""
+
+    probes: int  # conversations
+    differing: tuple[str, ...]  # names of those that came out differently
+
+
+@dataclass(frozen=True, slots=True)
+class SpecialToken:
+    """A token that chat templates know by a name, such as "eos_token"."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Tokenizer:
     """Files that turn text into token ids and messages into text."""
 
     file: FileEntry  # tokenizer.json of the tokenizers library
     chat_template: FileEntry | None  # Jinja source
     add_bos: bool  # generate prepends bos_token_id to raw text
+    special_tokens: tuple[SpecialToken, ...]  # sorted by name
+    template_check: TemplateCheck | None  # of chat_template
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingDefaults:
+    """How the model's makers advise to draw tokens (generation_config.json); null: they say nothing."""
+
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None  # 0: off
+    min_p: float | None
+    repetition_penalty: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,4 +251,5 @@ class Manifest:
     code_objects: tuple[CodeObject, ...]
     plans: tuple[PlanFile, ...]
     tokenizer: Tokenizer
+    sampling: SamplingDefaults
     goldens: tuple[Golden, ...]

@@ -35,7 +35,7 @@ _NAME_OR_NOTHING = pattern("[!-~]*", limits.MAX_NAME, "printable ASCII without s
 _FREE_TEXT = text(limits.MAX_FREE_TEXT)
 _LOGIT = real(-1e30, 1e30)
 
-_ROPE = struct(schema.Rope, theta=real(1.0, 1e15), scaling=choice("none", "llama3"))
+_ROPE = struct(schema.Rope, theta=real(1.0, 1e15), scaling=choice("none", "linear", "llama3", "yarn"))
 
 _MODEL = struct(
     schema.ModelFacts,
@@ -90,7 +90,8 @@ _TENSOR = struct(
     size=_BYTES,
     layout=choice("row-major"),
     scale=_NAME_OR_NOTHING,
-    scale_kind=choice("none", "row", "tensor"),
+    scale_kind=choice("none", "row", "tensor", "block"),
+    scale_block=sequence(_COUNT, 2),
     parts=sequence(_PART, limits.MAX_PARTS),
 )
 
@@ -163,6 +164,25 @@ _TOKENIZER = struct(
     file=_file(limits.MAX_TOKENIZER_BYTES),
     chat_template=optional(_file(limits.MAX_CHAT_TEMPLATE_BYTES)),
     add_bos=boolean,
+    special_tokens=sequence(
+        struct(schema.SpecialToken, name=WORD, text=text(limits.MAX_FREE_TEXT)), limits.MAX_SPECIAL_TOKENS
+    ),
+    template_check=optional(
+        struct(
+            schema.TemplateCheck,
+            probes=integer(1, limits.MAX_PROBES),
+            differing=sequence(_NAME, limits.MAX_PROBES),
+        )
+    ),
+)
+
+_SAMPLING = struct(
+    schema.SamplingDefaults,
+    temperature=optional(real(0.0, 1e4)),
+    top_p=optional(real(1e-6, 1.0)),
+    top_k=optional(integer(0, limits.MAX_DIMENSION)),
+    min_p=optional(real(0.0, 1.0)),
+    repetition_penalty=optional(real(1e-6, 1e4)),
 )
 
 _MANIFEST = struct(
@@ -178,6 +198,7 @@ _MANIFEST = struct(
     code_objects=sequence(_CODE_OBJECT, limits.MAX_CODE_OBJECTS),
     plans=sequence(_PLAN_FILE, limits.MAX_PLANS),
     tokenizer=_TOKENIZER,
+    sampling=_SAMPLING,
     goldens=sequence(_GOLDEN, limits.MAX_GOLDENS),
 )
 

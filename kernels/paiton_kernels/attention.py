@@ -26,7 +26,8 @@ ITEM_ROWS = 32
 
 def _name(macros: Mapping[str, Value]) -> str:
     kv = "_kvfp8" if macros["KV"] == "FP8" else ""
-    return f"q{macros['Q_HEADS']}_kv{macros['KV_HEADS']}_d{macros['HEAD_DIM']}{kv}"
+    options = "".join(f"_{name.lower()}" for name in ("WINDOW", "SOFTCAP") if macros[name])
+    return f"q{macros['Q_HEADS']}_kv{macros['KV_HEADS']}_d{macros['HEAD_DIM']}{kv}{options}"
 
 
 def _check(macros: Mapping[str, Value]) -> str:
@@ -54,12 +55,16 @@ ATTENTION = KernelSpec(
         Arg("out", "mut bf16*", "bf16[T][Q_HEADS*HEAD_DIM]"),
         WORKER_SCRATCH,
         WORKER_SCRATCH_STRIDE,
+        Arg("window", "i64", "positions that a token sees, its own included (WINDOW=1)"),
+        Arg("softcap", "f64", "scores become softcap * tanh(score / softcap) (SOFTCAP=1)"),
     ),
     macros=(
         Macro("Q_HEADS", "query heads of this rank"),
         Macro("KV_HEADS", "KV heads of this rank"),
         Macro("HEAD_DIM", "elements of a head"),
         Macro("KV", "how K and V are stored", choices=("BF16", "FP8"), default="BF16"),
+        Macro("WINDOW", "1: a token sees the last `window` positions only", default=0, minimum=0),
+        Macro("SOFTCAP", "1: scores are capped", default=0, minimum=0),
     ),
     name=_name,
     check=_check,
@@ -73,6 +78,8 @@ def attention(
     v: NDArray[np.float64],
     positions: NDArray[np.int32],
     softmax_scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
 ) -> NDArray[np.float64]:
     """Attention of one request's tokens.
 
@@ -82,6 +89,8 @@ def attention(
         v: like k.
         positions: i32[T], each below P; token t attends positions 0..positions[t].
         softmax_scale: what scores are multiplied by.
+        window: positions that a token sees, its own included; 0 is all.
+        softcap: scores become softcap * tanh(score / softcap); 0 leaves them.
 
     Returns:
         f64[T][Q_HEADS][D].
@@ -89,8 +98,11 @@ def attention(
     group = q.shape[1] // k.shape[1]
     keys, values = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
     scores = np.einsum("thd,phd->thp", q, keys) * softmax_scale
-    future = np.arange(len(k))[None, :] > positions[:, None]
-    scores = np.where(future[:, None, :], -np.inf, scores)
+    if softcap:
+        scores = softcap * np.tanh(scores / softcap)
+    distance = positions[:, None] - np.arange(len(k))[None, :]
+    hidden = (distance < 0) | (distance >= (window or len(k)))
+    scores = np.where(hidden[:, None, :], -np.inf, scores)
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
     return np.asarray(np.einsum("thp,phd->thd", weights, values))

@@ -7,8 +7,12 @@ from paiton_kernels.attention import ATTENTION
 from paiton_kernels.embed import EMBED
 from paiton_kernels.history import HISTORY
 from paiton_kernels.linear import LINEAR
+from paiton_kernels.norm_add import NORM_ADD
 from paiton_kernels.pack import PACK
+from paiton_kernels.rope_kv import ROPE_KV
 from paiton_kernels.rope_table import ROPE_TABLE
 from paiton_kernels.sample import SAMPLE
 
-FAMILIES = {spec.family: spec for spec in (ROPE_TABLE, EMBED, PACK, LINEAR, ATTENTION, ALL_REDUCE, SAMPLE, HISTORY)}
+_SPECS = (ROPE_TABLE, EMBED, PACK, LINEAR, ROPE_KV, ATTENTION, ALL_REDUCE, NORM_ADD, SAMPLE, HISTORY)
+
+FAMILIES = {spec.family: spec for spec in _SPECS}

@@ -1,7 +1,7 @@
 """The provenance of a bundle: an in-toto statement with SLSA's predicate, about the manifest.
 
 Formats: in-toto Attestation Framework, Statement v1 (github.com/in-toto/attestation), and SLSA Provenance v1
-(slsa.dev/spec/v1.0/provenance). Reproducible: no times unless `SOURCE_DATE_EPOCH` gives one, no places, no host.
+(slsa.dev/spec/v1.0/provenance). Reproducible: no times unless `SOURCE_DATE_EPOCH` gives one, no paths, no host.
 The bundle's signature covers it.
 """
 
@@ -26,17 +26,23 @@ BUILDER_VARIABLE = "PAITON_BUILDER_ID"
 """Environment variable with the URI of who builds, such as that of a CI workflow."""
 
 
-def provenance(key: BuildKey, manifest_sha256: str) -> bytes:
+def provenance(key: BuildKey, manifest_sha256: str, *, origin: str = "", commit: str = "") -> bytes:
     """Returns the provenance statement of a bundle as JSON.
 
     Args:
         key: of the build.
         manifest_sha256: SHA-256 of the manifest's file, in lower-case hex.
+        origin: URL that the checkpoint came from; empty for a path, which says nothing elsewhere.
+        commit: that its files are of, where it came from the Hugging Face hub.
 
     Raises:
         UsageError: `SOURCE_DATE_EPOCH` is no number of seconds.
     """
-    dependencies = [
+    dependencies: list[dict[str, object]] = []
+    if origin:
+        pinned: dict[str, object] = {"digest": {"gitCommit": commit}} if commit else {}
+        dependencies.append({"name": "checkpoint", "uri": origin, **pinned})
+    dependencies += [
         {"name": f"checkpoint/{name}", "digest": {"sha256": digest}} for name, digest in key.checkpoint().items()
     ]
     dependencies += [

@@ -176,10 +176,11 @@ def _through_store(request: Request, inputs: Inputs, progress: Progress) -> _Fou
 
 def _open_store(request: Request, progress: Progress) -> RemoteCache:
     from paiton_aot.cache.remote import RemoteCache  # noqa: PLC0415  (a directory needs no client)
-    from paiton_artifacts.store.client import Store  # noqa: PLC0415
+    from paiton_artifacts.store.opening import open_object_store  # noqa: PLC0415
 
     root = parse_root(request.cache)
-    return RemoteCache(root, Store(root, create=True), request.policy, progress)
+    store = open_object_store(root, "a registry cannot be a build cache", create=True)
+    return RemoteCache(root, store, request.policy, progress)
 
 
 def _without_keeping(request: Request, inputs: Inputs, cache: RemoteCache, progress: Progress) -> _Found:
@@ -248,7 +249,9 @@ def _tell_why(key: BuildKey, previous: BuildKey | None, progress: Progress) -> t
 
 
 def _model(request: Request) -> str:
-    return model_name(request.options.name or request.model.resolve().name)
+    # A checkpoint from elsewhere lies in a directory whose name may be a commit's.
+    origin = request.options.origin.rpartition("/")[2]
+    return model_name(request.options.name or origin or request.model.resolve().name)
 
 
 def _digest(bundle: Path) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType, TracebackType
 from typing import Self
 
@@ -15,7 +15,10 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from paiton_aot.checkpoint.quantization.description import Quantization
+from paiton_aot.checkpoint.rope import RopeScaling
 from paiton_artifacts.errors import MissingTensorError, TensorShapeError, TensorValueError
+from paiton_artifacts.schema import SamplingDefaults
 
 NUMPY_DTYPES: Mapping[str, np.dtype[np.generic]] = MappingProxyType(
     {
@@ -23,6 +26,8 @@ NUMPY_DTYPES: Mapping[str, np.dtype[np.generic]] = MappingProxyType(
         "f16": np.dtype(np.float16),
         "f32": np.dtype(np.float32),
         "fp8_e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
+        "ue8m0": np.dtype(ml_dtypes.float8_e8m0fnu),
+        "u8": np.dtype(np.uint8),
     }
 )
 """The dtypes that a `SourceTensor` can have."""
@@ -37,23 +42,6 @@ KV_SCALE_NAMES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Llama3Scaling:
-    """RoPE scaling of Llama 3.1 and later: low frequencies are divided by `factor`, high ones kept, a blend between.
-
-    Attributes:
-        factor: how much longer the context is than in pre-training.
-        low_freq_factor: wavelengths above original_max_position / low_freq_factor are scaled fully.
-        high_freq_factor: wavelengths below original_max_position / high_freq_factor are left alone.
-        original_max_position: context length of pre-training, in tokens.
-    """
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position: int
-
-
-@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """The facts of a decoder-only transformer that its weights do not show.
 
@@ -61,6 +49,11 @@ class ModelConfig:
         architecture: class name in transformers, e.g. "LlamaForCausalLM".
         max_position: context length, in tokens.
         eos_token_ids: any of these ends a generation; may be empty.
+        windows: per layer, the tokens that a token sees, itself included; 0 is all before it. Empty: 0 everywhere.
+        local_rope_theta: base of RoPE in layers with a window, unscaled, where it is another than `rope_theta`.
+        score_scale: what attention's scores are multiplied by; 0 is head_dim ** -0.5.
+        score_softcap: scores become softcap * tanh(score / softcap); 0 leaves them.
+        logit_softcap: likewise for logits.
     """
 
     architecture: str
@@ -74,31 +67,22 @@ class ModelConfig:
     max_position: int
     rms_norm_eps: float
     rope_theta: float
-    rope_scaling: Llama3Scaling | None
+    rope_scaling: RopeScaling | None
     tied_embeddings: bool
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
+    windows: tuple[int, ...] = ()
+    local_rope_theta: float | None = None
+    score_scale: float = 0.0
+    score_softcap: float = 0.0
+    logit_softcap: float = 0.0
+
+    def window(self, layer: int) -> int:
+        """Returns the tokens that a token sees in this layer; 0 is all before it."""
+        return self.windows[layer] if self.windows else 0
 
 
-@dataclass(frozen=True, slots=True)
-class Fp8Static:
-    """A checkpoint whose linear layers are stored as e4m3fn with one scale per tensor.
-
-    Attributes:
-        modules: the quantised modules, e.g. "model.layers.0.mlp.up_proj"; each has `.weight` and `.weight_scale`.
-        ignored_layers: the modules that the configuration leaves unquantised, as it names them.
-        static_activations: each quantised module has an `.input_scale` too.
-        kv_scales: at least one layer has scales for its KV cache.
-    """
-
-    modules: frozenset[str]
-    ignored_layers: tuple[str, ...]
-    static_activations: bool
-    kv_scales: bool
-
-    def is_quantized(self, module: str) -> bool:
-        """Returns whether the weight of this module is stored as FP8."""
-        return module in self.modules
+NO_ADVICE = SamplingDefaults(None, None, None, None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +93,13 @@ class TokenizerFiles:
         tokenizer_json: what the tokenizers library loads.
         chat_template: Jinja source, where the checkpoint has one.
         add_bos: a prompt of raw text starts with the configuration's `bos_token_id`.
+        special_tokens: texts of the tokens that chat templates know by a name, such as "eos_token".
     """
 
     tokenizer_json: bytes
     chat_template: str | None
     add_bos: bool
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
 
 
 class SourceTensor(ABC):
@@ -173,14 +159,17 @@ class Checkpoint(ABC):
             checkpoint lies, so that a bundle does not either.
         config: the model's facts.
         quantization: how its linear layers are quantised, None where they are not (or where `read_rows` undoes it).
+        outlined: it has no weights, only their names, shapes and dtypes; see `outline`.
     """
+
+    outlined = False
 
     def __init__(
         self,
         name: str,
         config: ModelConfig,
         tensors: Mapping[str, SourceTensor],
-        quantization: Fp8Static | None = None,
+        quantization: Quantization | None = None,
         title: str | None = None,
     ) -> None:
         self.name = name
@@ -210,6 +199,21 @@ class Checkpoint(ABC):
             TensorValueError: a scale is not a positive number.
         """
         return find_kv_scales(self._tensors, layer)
+
+    def input_scale(self, module: str) -> float:
+        """Returns the static activation scale of a quantised module, which has one.
+
+        Raises:
+            TensorShapeError, TensorValueError: it is not one positive number.
+        """
+        described = self.quantization.modules[module] if self.quantization else None
+        if described is None or not described.input_scale:
+            raise ValueError(f"{module} has no static activation scale")
+        return read_scale(self._tensors, described.input_scale)
+
+    def sampling(self) -> SamplingDefaults:
+        """Returns how the model's makers advise to draw tokens."""
+        return NO_ADVICE
 
     @abstractmethod
     def tokenizer(self) -> TokenizerFiles:

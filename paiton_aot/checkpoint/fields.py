@@ -31,6 +31,10 @@ class Fields:
             raise self._wrong(name, value, f"a positive integer of at most {limit}")
         return value
 
+    def count(self, name: str, default: int) -> int:
+        """Returns an integer that is not negative."""
+        return 0 if self._value(name, default) == 0 else self.integer(name, default)
+
     def number(self, name: str, default: float | None = None) -> float:
         """Returns a positive, finite number."""
         value = self._value(name, default)
@@ -38,9 +42,15 @@ class Fields:
             raise self._wrong(name, value, "a positive number")
         return float(value)
 
-    def flag(self, name: str) -> bool:
-        """Returns a truth value; absent is false."""
-        value = self._value(name, default=False)
+    def optional_number(self, name: str, default: float) -> float:
+        """Returns a positive, finite number; 0 where the field is null, `default` where it is absent."""
+        if name not in self.values:
+            return default
+        return 0.0 if self.values[name] is None else self.number(name)
+
+    def flag(self, name: str, *, default: bool = False) -> bool:
+        """Returns a truth value."""
+        value = self._value(name, default)
         if not isinstance(value, bool):
             raise self._wrong(name, value, "true or false")
         return value

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from paiton_aot.sources.remote import remote_file
 from paiton_artifacts.errors import CheckpointError, CheckpointFormatError
 
 MAX_JSON_BYTES = 64 << 20
@@ -42,6 +43,11 @@ class CheckpointFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._descriptor = -1
+        self._remote = remote_file(path)
+        if self._remote is not None:
+            self.size = self._remote.size
+            return
         try:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -55,11 +61,15 @@ class CheckpointFile:
 
         Raises:
             CheckpointFormatError: the file ends before, or reading fails.
+            StoreError: it is read from a store, which fails.
         """
         # Before anything is allocated: sizes come from the file itself.
         if offset + size > self.size:
             raise self._short(offset, size)
         buffer = np.empty(size, np.uint8)
+        if self._remote is not None:
+            self._remote.read_into(offset, buffer.data)
+            return buffer
         done = 0
         while done < size:
             try:

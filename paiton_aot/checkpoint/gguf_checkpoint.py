@@ -1,4 +1,4 @@
-"""A GGUF file of the `llama` architecture as a checkpoint: Hugging Face's names, rows and numbers."""
+"""A GGUF file of the Llama-like architectures as a checkpoint: Hugging Face's names, rows and numbers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,15 @@ NAMES = {
 }
 """llama.cpp's names of modules, and Hugging Face's."""
 
+HEAD_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+WEIGHTS_OF: Mapping[str, Mapping[str, str]] = {"Qwen3ForCausalLM": {**NAMES, **HEAD_NORMS}}
+BIASES_OF: Mapping[str, Mapping[str, str]] = {
+    "Qwen2ForCausalLM": {name: NAMES[name] for name in ("attn_q", "attn_k", "attn_v")}
+}
+"""What architectures have that differ from Llama: modules with weights, modules with biases."""
+
 PERMUTED = ("self_attn.q_proj.weight", "self_attn.k_proj.weight")
+"""In files of the architecture `llama`; those of the others are as in Hugging Face's checkpoints."""
 
 
 class GgufTensor(SourceTensor):
@@ -125,16 +133,24 @@ class GgufCheckpoint(Checkpoint):
 
 def _check_types(tensors: Mapping[str, GgufExtent], path: Path) -> None:
     """Refuses types that the gguf library does not dequantise, before hours of conversion rather than within."""
-    quantized = {extent.kind: extent for extent in tensors.values() if extent.kind not in STORED}
-    for kind, extent in quantized.items():
-        block_bytes = GGML_QUANT_SIZES[kind][1]
-        try:
-            dequantize(np.zeros((1, block_bytes), np.uint8), kind)
-        except NotImplementedError as error:
+    kinds = {extent.kind: extent for extent in tensors.values()}
+    for kind, extent in kinds.items():
+        if not _is_readable(kind):
             raise UnsupportedQuantizationError(
                 f"tensor {extent.name} of {path} has type {kind.name}",
-                hint="supported: F32, F16, BF16 and what the gguf library dequantises (Q4_0, Q8_0, Q4_K, ...)",
-            ) from error
+                hint=f"supported: {', '.join(sorted(known.name for known in GGML_QUANT_SIZES if _is_readable(known)))}",
+            )
+
+
+def _is_readable(kind: GGMLQuantizationType) -> bool:
+    """Returns whether a type is read as it is, or dequantised by the gguf library."""
+    if kind in STORED:
+        return True
+    try:
+        dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+    except NotImplementedError:
+        return False
+    return True
 
 
 def _read_vector(extent: GgufExtent, file: CheckpointFile) -> list[float]:
@@ -146,19 +162,20 @@ def _canonical(stored: Mapping[str, GgufExtent], config: ModelConfig, file: Chec
     """Returns the tensors under Hugging Face's names.
 
     Raises:
-        UnsupportedArchitectureError: a tensor belongs to no plain Llama model (a bias, an expert).
+        UnsupportedArchitectureError: a tensor is none that the architecture has (a bias, an expert).
         TensorShapeError: a permuted projection is not made of whole heads.
     """
     tensors: dict[str, SourceTensor] = {}
     for extent in stored.values():
         if extent.name == ROPE_FACTORS:
             continue
-        name = _canonical_name(extent.name, str(file.path))
+        name = _canonical_name(extent.name, config.architecture, str(file.path))
         if len(extent.shape) < 2 and extent.kind not in STORED:
             raise TensorShapeError(
                 f"vector {extent.name} of {file.path} has type {extent.kind.name}", hint="convert the model again"
             )
-        head_dim = config.head_dim if name.endswith(PERMUTED) else 0
+        permuted = config.architecture == "LlamaForCausalLM" and name.endswith(PERMUTED)
+        head_dim = config.head_dim if permuted else 0
         if head_dim and (len(extent.shape) < 2 or extent.shape[0] % head_dim or head_dim % 2):
             raise TensorShapeError(
                 f"tensor {extent.name} of {file.path} has shape {list(extent.shape)}, not heads of {head_dim} rows",
@@ -168,12 +185,15 @@ def _canonical(stored: Mapping[str, GgufExtent], config: ModelConfig, file: Chec
     return tensors
 
 
-def _canonical_name(name: str, where: str) -> str:
-    match = re.fullmatch(r"(?:blk\.(0|[1-9]\d{0,5})\.)?(\w+)\.weight", name)
-    module = NAMES.get(match[2]) if match else None
+def _canonical_name(name: str, architecture: str, where: str) -> str:
+    match = re.fullmatch(r"(?:blk\.(0|[1-9]\d{0,5})\.)?(\w+)\.(weight|bias)", name)
+    module = None
+    if match is not None:
+        names = WEIGHTS_OF.get(architecture, NAMES) if match[3] == "weight" else BIASES_OF.get(architecture, {})
+        module = names.get(match[2])
     if match is None or module is None or (match[1] is None) != module.startswith(("model.", "lm_head")):
         raise UnsupportedArchitectureError(
-            f"{where} has tensor {name}, which a Llama model does not",
-            hint="supported: Llama without biases or experts",
+            f"{where} has tensor {name}, which {architecture} does not",
+            hint="supported: the plain models of their architectures, without further biases or experts",
         )
-    return f"{module}.weight" if match[1] is None else f"model.layers.{match[1]}.{module}.weight"
+    return f"{module}.{match[3]}" if match[1] is None else f"model.layers.{match[1]}.{module}.{match[3]}"

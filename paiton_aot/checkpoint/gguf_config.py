@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from paiton_aot.checkpoint.base import Llama3Scaling, ModelConfig
+from paiton_aot.checkpoint.base import ModelConfig
 from paiton_aot.checkpoint.fields import MAX_HEAD_DIM, MAX_LAYERS, Fields, shown
-from paiton_aot.checkpoint.llama_config import DEFAULT_ROPE_THETA
+from paiton_aot.checkpoint.rope import DEFAULT_ROPE_THETA, Llama3Scaling
 from paiton_artifacts.errors import UnsupportedArchitectureError, UnsupportedError
 
-ARCHITECTURES = {"llama": "LlamaForCausalLM"}
+ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+"""llama.cpp's names, and the classes in transformers. Its `llama` is Mistral, too."""
+
 ROPE_FACTORS = "rope_freqs.weight"
 LLAMA3 = Llama3Scaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=8192)
 EOS_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
@@ -28,37 +30,37 @@ def parse_config(
         rope_factors: what llama.cpp divides the rotary frequencies by, where the file says so.
 
     Raises:
-        UnsupportedArchitectureError: another architecture than Llama, or a variant of it that we do not lower.
+        UnsupportedArchitectureError: an architecture, or a variant of one, that we do not read.
         UnsupportedError: a kind of RoPE scaling that we do not compute, or a file that is one of several parts.
         CheckpointFormatError: a field is missing or of the wrong type.
     """
     fields = Fields(metadata, what)
-    _check_variant(fields)
-    hidden = fields.integer("llama.embedding_length")
-    heads = fields.integer("llama.attention.head_count")
-    kv_heads = fields.integer("llama.attention.head_count_kv", heads)
-    head_dim = fields.integer("llama.attention.key_length", hidden // heads, limit=MAX_HEAD_DIM)
+    kind = _check_variant(fields)
+    hidden = fields.integer(f"{kind}.embedding_length")
+    heads = fields.integer(f"{kind}.attention.head_count")
+    kv_heads = fields.integer(f"{kind}.attention.head_count_kv", heads)
+    head_dim = fields.integer(f"{kind}.attention.key_length", hidden // heads, limit=MAX_HEAD_DIM)
     if heads % kv_heads:
         raise fields.error(f"{heads} attention heads for {kv_heads} KV heads, which do not divide them")
-    for name in ("llama.rope.dimension_count", "llama.attention.value_length"):
+    for name in (f"{kind}.rope.dimension_count", f"{kind}.attention.value_length"):
         if fields.integer(name, head_dim) != head_dim:
             raise UnsupportedError(f"{what} has {name} {metadata[name]}", hint=f"supported: the head size, {head_dim}")
     tokens = metadata.get("tokenizer.ggml.tokens")
-    vocab_size = fields.integer("llama.vocab_size", len(tokens) if isinstance(tokens, list) else None)
-    theta = fields.number("llama.rope.freq_base", DEFAULT_ROPE_THETA)
+    vocab_size = fields.integer(f"{kind}.vocab_size", len(tokens) if isinstance(tokens, list) else None)
+    theta = fields.number(f"{kind}.rope.freq_base", DEFAULT_ROPE_THETA)
     bos = fields.token_ids("tokenizer.ggml.bos_token_id", vocab_size)
     eos = [id_ for key in EOS_KEYS for id_ in fields.token_ids(f"tokenizer.ggml.{key}", vocab_size)]
     return ModelConfig(
-        architecture=ARCHITECTURES["llama"],
-        layers=fields.integer("llama.block_count", limit=MAX_LAYERS),
+        architecture=ARCHITECTURES[kind],
+        layers=fields.integer(f"{kind}.block_count", limit=MAX_LAYERS),
         hidden_size=hidden,
-        intermediate_size=fields.integer("llama.feed_forward_length"),
+        intermediate_size=fields.integer(f"{kind}.feed_forward_length"),
         attention_heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
         vocab_size=vocab_size,
-        max_position=fields.integer("llama.context_length"),
-        rms_norm_eps=fields.number("llama.attention.layer_norm_rms_epsilon"),
+        max_position=fields.integer(f"{kind}.context_length"),
+        rms_norm_eps=fields.number(f"{kind}.attention.layer_norm_rms_epsilon"),
         rope_theta=theta,
         rope_scaling=_scaling(rope_factors, theta, head_dim, what),
         tied_embeddings=tied,
@@ -67,26 +69,29 @@ def parse_config(
     )
 
 
-def _check_variant(fields: Fields) -> None:
+def _check_variant(fields: Fields) -> str:
+    """Returns llama.cpp's name of the architecture, unless the file holds a variant that we do not lower."""
     metadata, what = fields.values, fields.what
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
         raise UnsupportedArchitectureError(
             f"{what} has architecture {shown(architecture)}", hint=f"supported: {', '.join(ARCHITECTURES)}"
         )
-    if metadata.get("llama.expert_count", 0) != 0:
+    if metadata.get(f"{architecture}.expert_count", 0) != 0:
         raise UnsupportedArchitectureError(
-            f"{what} has {shown(metadata['llama.expert_count'])} experts", hint="supported: models without experts"
+            f"{what} has {shown(metadata[f'{architecture}.expert_count'])} experts",
+            hint="supported: models without experts",
         )
     if metadata.get("split.count", 1) not in (0, 1):
         raise UnsupportedError(
             f"{what} is one of {shown(metadata['split.count'])} parts", hint="join them with llama-gguf-split --merge"
         )
-    scaling = metadata.get("llama.rope.scaling.type", "none")
-    linear = metadata.get("llama.rope.scale_linear", 1.0)
+    scaling = metadata.get(f"{architecture}.rope.scaling.type", "none")
+    linear = metadata.get(f"{architecture}.rope.scale_linear", 1.0)
     if scaling != "none" or linear != 1.0:
         facts = f"rope.scaling.type {shown(scaling)}" if scaling != "none" else f"rope.scale_linear {shown(linear)}"
         raise UnsupportedError(f"{what} has {facts}", hint="supported: none, and Llama 3's rope_freqs")
+    return architecture
 
 
 def _scaling(factors: Sequence[float] | None, theta: float, head_dim: int, what: str) -> Llama3Scaling | None:

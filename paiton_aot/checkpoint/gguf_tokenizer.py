@@ -1,44 +1,86 @@
-"""tokenizer.json rebuilt from a GGUF file's metadata: byte-level BPE with the pre-tokenizers of Llama-like models."""
+"""tokenizer.json rebuilt from a GGUF file's metadata: byte-level BPE with the usual pre-tokenizers, SentencePiece."""
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from gguf.constants import TokenType
 
 from paiton_aot.checkpoint.base import ModelConfig, TokenizerFiles
 from paiton_aot.checkpoint.fields import shown
 from paiton_aot.checkpoint.huggingface_tokenizer import check_loads
+from paiton_aot.checkpoint.pieces import Piece, PieceKind, PieceModel, as_bytes, tokenizer_document
 from paiton_artifacts.errors import TokenizerError
 
 FROM_ORIGINAL = "build from the original Hugging Face directory"
 
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 
-LLAMA3_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
+_SIGNS = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
+_SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+_UPPER, _LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
+_START = r"[^\r\n\p{L}\p{N}]?"
+LLAMA3_PATTERN = rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_SIGNS}|{_SPACES}"
+QWEN2_PATTERN = rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}|{_SIGNS}|{_SPACES}"
+TEKKEN_PATTERN = (
+    rf"{_START}[{_UPPER}]*[{_LOWER}]+|{_START}[{_UPPER}]+[{_LOWER}]*|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
 )
-LLAMA3_SPLIT = {
-    "type": "Sequence",
-    "pretokenizers": [
-        {"type": "Split", "pattern": {"Regex": LLAMA3_PATTERN}, "behavior": "Isolated", "invert": False},
-        {**BYTE_LEVEL, "use_regex": False},
-    ],
-}
+
+
+def _split(pattern: str) -> dict[str, object]:
+    return {
+        "type": "Sequence",
+        "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False},
+            {**BYTE_LEVEL, "use_regex": False},
+        ],
+    }
+
+
 DIGITS_SPLIT = {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, BYTE_LEVEL]}
 
-LLAMA3_NAMES = ("llama-bpe", "llama3", "llama-v3")
-PRE_TOKENIZERS: Mapping[str, Mapping[str, object]] = {
-    "default": BYTE_LEVEL,
-    "gpt-2": BYTE_LEVEL,
+
+@dataclass(frozen=True, slots=True)
+class Splitting:
+    """How text is split before merging.
+
+    Attributes:
+        pre_tokenizer: of tokenizer.json.
+        normalizer: likewise.
+        ignore_merges: what is a token as a whole is not split, whatever the merges say.
+        add_bos: llama.cpp's default where the file says nothing about a token before the text.
+    """
+
+    pre_tokenizer: Mapping[str, object]
+    normalizer: Mapping[str, object] | None = None
+    ignore_merges: bool = False
+    add_bos: bool = False
+
+
+_LLAMA3 = Splitting(_split(LLAMA3_PATTERN), ignore_merges=True, add_bos=True)
+_QWEN2 = Splitting(_split(QWEN2_PATTERN), normalizer={"type": "NFC"})
+_DIGITS = Splitting(DIGITS_SPLIT)
+
+PRE_TOKENIZERS: Mapping[str, Splitting] = {
+    "default": Splitting(BYTE_LEVEL),
+    "gpt-2": Splitting(BYTE_LEVEL),
     # As SmolLM2's own tokenizer.json and llama.cpp have it; transformers takes plain ByteLevel, which splits spaces
     # before a digit (and signs such as ½) differently.
-    "smollm": DIGITS_SPLIT,
-    **dict.fromkeys(LLAMA3_NAMES, LLAMA3_SPLIT),
+    "smollm": _DIGITS,
+    **dict.fromkeys(("codeshell", "refact", "starcoder"), _DIGITS),
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3"), _LLAMA3),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), _QWEN2),
+    "tekken": Splitting(_split(TEKKEN_PATTERN), ignore_merges=True, add_bos=True),
 }
-"""How text is split before merging, by `tokenizer.ggml.pre`."""
+"""By `tokenizer.ggml.pre`. The patterns are those of the models' own tokenizer.json, as llama.cpp cites them."""
+
+SPECIAL_IDS = {"bos_token": "bos_token_id", "eos_token": "eos_token_id", "unk_token": "unknown_token_id"}
+SPECIAL_IDS |= {"sep_token": "seperator_token_id", "pad_token": "padding_token_id"}  # spelled so in the format
+"""Names that templates know, and the metadata's."""
 
 
 def rebuild_tokenizer(metadata: Mapping[str, object], config: ModelConfig, what: str) -> TokenizerFiles:
@@ -52,37 +94,81 @@ def rebuild_tokenizer(metadata: Mapping[str, object], config: ModelConfig, what:
     Raises:
         TokenizerError: it is absent or damaged, or of a kind that we do not rebuild.
     """
-    model, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre", "default")
+    model = metadata.get("tokenizer.ggml.model")
     if model is None:
         raise TokenizerError(f"{what} holds no tokenizer", hint=FROM_ORIGINAL)
-    if model != "gpt2":
+    if model not in ("gpt2", "llama"):
         raise TokenizerError(
-            f"{what} has tokenizer model {shown(model)}", hint=f"supported: gpt2 (byte-level BPE); {FROM_ORIGINAL}"
+            f"{what} has tokenizer model {shown(model)}",
+            hint=f"supported: gpt2 (byte-level BPE), llama (SentencePiece); {FROM_ORIGINAL}",
         )
+    tokens = _strings(metadata, "tokens", what)
+    if model == "llama":
+        document, adds_bos = tokenizer_document(_pieces(metadata, tokens, what), what, FROM_ORIGINAL), True
+    else:
+        splitting = _splitting(metadata, what)
+        document, adds_bos = _byte_level(metadata, tokens, splitting, what), splitting.add_bos
+    data = as_bytes(document)
+    check_loads(data, what, FROM_ORIGINAL)
+    template = metadata.get("tokenizer.chat_template")
+    add_bos = metadata.get("tokenizer.ggml.add_bos_token", adds_bos) is True
+    named = {name: metadata.get(f"tokenizer.ggml.{key}") for name, key in SPECIAL_IDS.items()}
+    return TokenizerFiles(
+        data,
+        template if isinstance(template, str) else None,
+        add_bos and config.bos_token_id is not None,
+        {name: tokens[id_] for name, id_ in named.items() if type(id_) is int and 0 <= id_ < len(tokens)},
+    )
+
+
+def _splitting(metadata: Mapping[str, object], what: str) -> Splitting:
+    pre = metadata.get("tokenizer.ggml.pre", "default")
     if not isinstance(pre, str) or pre not in PRE_TOKENIZERS:
         raise TokenizerError(
             f"{what} has pre-tokenizer {shown(pre)}", hint=f"supported: {', '.join(PRE_TOKENIZERS)}; {FROM_ORIGINAL}"
         )
-    tokens = _strings(metadata, "tokens", what)
-    document = {
+    return PRE_TOKENIZERS[pre]
+
+
+def _byte_level(
+    metadata: Mapping[str, object], tokens: Sequence[str], splitting: Splitting, what: str
+) -> dict[str, object]:
+    """Returns the content of a byte-level BPE's tokenizer.json."""
+    merges = _strings(metadata, "merges", what)
+    return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": _added_tokens(tokens, metadata.get("tokenizer.ggml.token_type"), what),
-        "normalizer": None,
-        "pre_tokenizer": PRE_TOKENIZERS[pre],
+        "normalizer": splitting.normalizer,
+        "pre_tokenizer": splitting.pre_tokenizer,
         "post_processor": None,
         "decoder": {**BYTE_LEVEL, "add_prefix_space": True},
-        "model": _model(tokens, _strings(metadata, "merges", what), ignore_merges=pre in LLAMA3_NAMES, what=what),
+        "model": _model(tokens, merges, ignore_merges=splitting.ignore_merges, what=what),
     }
-    data = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-    check_loads(data, what, FROM_ORIGINAL)
-    template = metadata.get("tokenizer.chat_template")
-    # llama.cpp's default: of the models with this kind of vocabulary, only Llama 3 starts with a special token.
-    add_bos = metadata.get("tokenizer.ggml.add_bos_token", pre in LLAMA3_NAMES) is True
-    return TokenizerFiles(
-        data, template if isinstance(template, str) else None, add_bos and config.bos_token_id is not None
+
+
+def _pieces(metadata: Mapping[str, object], tokens: Sequence[str], what: str) -> PieceModel:
+    """Returns the SentencePiece model that a file of the kind "llama" was made of: byte-pair merges by score."""
+    scores, kinds = (metadata.get(f"tokenizer.ggml.{name}") for name in ("scores", "token_type"))
+    if not isinstance(scores, list) or len(scores) != len(tokens) or not all(map(_is_number, scores)):
+        raise TokenizerError(f"{what} has no score for each of its {len(tokens)} tokens", hint=FROM_ORIGINAL)
+    known = set(PieceKind)
+    if not isinstance(kinds, list) or len(kinds) != len(tokens) or not known.issuperset(kinds):
+        raise TokenizerError(f"{what} has no token type for each of its {len(tokens)} tokens", hint=FROM_ORIGINAL)
+    if metadata.get("tokenizer.ggml.remove_extra_whitespaces", False) is True:
+        raise TokenizerError(f"{what} has tokenizer.ggml.remove_extra_whitespaces true", hint=FROM_ORIGINAL)
+    return PieceModel(
+        [Piece(text, score, PieceKind(kind)) for text, score, kind in zip(tokens, scores, kinds, strict=True)],
+        algorithm="BPE",
+        byte_fallback=PieceKind.BYTE in kinds,
+        add_space_prefix=metadata.get("tokenizer.ggml.add_space_prefix", True) is True,
+        remove_extra_spaces=False,
     )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def _model(tokens: Sequence[str], merges: Sequence[str], *, ignore_merges: bool, what: str) -> dict[str, object]:

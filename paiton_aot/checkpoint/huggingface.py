@@ -9,32 +9,42 @@ from pathlib import Path
 from paiton_aot.checkpoint.base import Checkpoint, SourceTensor, TokenizerFiles
 from paiton_aot.checkpoint.fields import Fields, shown
 from paiton_aot.checkpoint.files import AGAIN, CheckpointFile, read_object
-from paiton_aot.checkpoint.fp8 import parse_quantization
+from paiton_aot.checkpoint.generation_config import sampling_defaults
 from paiton_aot.checkpoint.huggingface_tokenizer import read_tokenizer
-from paiton_aot.checkpoint.llama_config import parse_config
+from paiton_aot.checkpoint.outline import outline as outline_tensors
+from paiton_aot.checkpoint.quantization.parse import parse_quantization
 from paiton_aot.checkpoint.safetensors_file import read_header
+from paiton_aot.checkpoint.split import split_fused
+from paiton_aot.checkpoint.transformers_config import parse_config
 from paiton_artifacts.errors import (
     CheckpointFormatError,
     CheckpointNotFoundError,
     DuplicateTensorError,
     MissingTensorError,
-    UnsupportedQuantizationError,
 )
+from paiton_artifacts.schema import SamplingDefaults
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+MODELOPT = "hf_quant_config.json"
 MAX_SHARDS = 4096
 
 
 class HuggingFaceCheckpoint(Checkpoint):
     """A directory as transformers' `save_pretrained` writes it. Raises what its parts raise; see the modules above.
 
+    Args:
+        path: the directory.
+        outline: do without weights where an index names them and none of them is there; see `outline`.
+
     Raises:
         CheckpointNotFoundError: the directory holds no config.json or no weights.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, outline: bool = False) -> None:
         self._path = path
+        from paiton_aot.models import ARCHITECTURES  # noqa: PLC0415  (which are made of checkpoints)
+
         config_path = path / "config.json"
         if not config_path.is_file():
             raise CheckpointNotFoundError(f"{path} holds no config.json", hint="give the directory of a checkpoint")
@@ -42,14 +52,18 @@ class HuggingFaceCheckpoint(Checkpoint):
         generation_path = path / "generation_config.json"
         generation = read_object(generation_path) if generation_path.is_file() else {}
         facts = parse_config(config, generation, str(config_path))
-        if (path / "hf_quant_config.json").exists() and config.get("quantization_config") is None:
-            raise UnsupportedQuantizationError(
-                f"{path}/hf_quant_config.json says that the weights are quantised by modelopt",
-                hint="build from the bf16 checkpoint, or from one with quant_method fp8",
-            )
+        self._sampling = sampling_defaults(generation, str(generation_path))
+        modelopt_path = path / MODELOPT
+        modelopt = read_object(modelopt_path) if modelopt_path.is_file() else None
         with contextlib.ExitStack() as opened:
-            tensors = _open_tensors(path, opened)
-            quantization = parse_quantization(config, tensors, facts.layers, str(config_path))
+            fused = ARCHITECTURES[facts.architecture].fused(facts)
+            self.outlined = outline and lacks_weights(path)
+            if self.outlined:
+                stored = outline_tensors(_read_index(path / INDEX), facts, config, str(path))
+            else:
+                stored = _open_tensors(path, opened)
+            tensors = split_fused(stored, fused, facts.layers)
+            quantization = parse_quantization(config, tensors, facts.layers, str(config_path), modelopt)
             self._files = opened.pop_all()
         origin = config.get("_name_or_path")
         title = Path(origin).name if isinstance(origin, str) else None
@@ -57,7 +71,12 @@ class HuggingFaceCheckpoint(Checkpoint):
 
     def tokenizer(self) -> TokenizerFiles:
         """Returns the directory's tokenizer; see `Checkpoint.tokenizer`."""
-        return read_tokenizer(self._path)
+        eos = self.config.eos_token_ids
+        return read_tokenizer(self._path, {"bos_token": self.config.bos_token_id, "eos_token": eos[0] if eos else None})
+
+    def sampling(self) -> SamplingDefaults:
+        """Returns what generation_config.json says; see `Checkpoint.sampling`."""
+        return self._sampling
 
     def close(self) -> None:
         """Closes the weight files; may be called again."""
@@ -76,7 +95,7 @@ def _open_tensors(path: Path, opened: contextlib.ExitStack) -> dict[str, SourceT
     shard_of: dict[str, str] = {}
     for shard in sorted(set(weight_map.values())):
         if not (path / shard).is_file():
-            raise CheckpointFormatError(f"{path / INDEX} names {shard}, which does not exist", hint=AGAIN)
+            raise _missing(path, shard)
         for name, tensor in _open_file(path / shard, opened).items():
             if name in tensors:
                 raise DuplicateTensorError(
@@ -91,17 +110,42 @@ def _open_tensors(path: Path, opened: contextlib.ExitStack) -> dict[str, SourceT
     return tensors
 
 
+def lacks_weights(path: Path) -> bool:
+    """Returns whether a directory has an index of its weights, and none of the files that it names."""
+    if (path / SINGLE).is_file() or not (path / INDEX).is_file():
+        return False
+    return not any((path / shard).is_file() for shard in _read_index(path / INDEX).values())
+
+
 def shards_of(path: Path) -> list[str]:
     """Returns the names of the weight files that a directory's index lists, sorted.
 
     Raises:
         CheckpointFormatError: the index is malformed, or names a file that does not exist.
     """
-    shards = sorted(set(_read_index(path / INDEX).values()))
+    shards = named_shards(path)
     for shard in shards:
         if not (path / shard).is_file():
-            raise CheckpointFormatError(f"{path / INDEX} names {shard}, which does not exist", hint=AGAIN)
+            raise _missing(path, shard)
     return shards
+
+
+def named_shards(path: Path) -> list[str]:
+    """Returns the names of the weight files that a directory's index lists, sorted, whether they are there or not.
+
+    Raises:
+        CheckpointFormatError: the index is malformed.
+    """
+    return sorted(set(_read_index(path / INDEX).values()))
+
+
+def _missing(path: Path, shard: str) -> CheckpointFormatError:
+    if lacks_weights(path):
+        return CheckpointFormatError(
+            f"{path} holds none of the weights that {INDEX} names",
+            hint="fetch them; without, `paiton-build plan` tells sizes and kernels",
+        )
+    return CheckpointFormatError(f"{path / INDEX} names {shard}, which does not exist", hint=AGAIN)
 
 
 def _open_file(path: Path, opened: contextlib.ExitStack) -> dict[str, SourceTensor]:

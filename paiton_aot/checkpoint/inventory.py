@@ -10,14 +10,18 @@ from paiton_artifacts.errors import CheckpointNotFoundError
 GGUF_NAME = "model.gguf"
 """What a GGUF file is called in a key: its own name, like the place where a checkpoint lies, changes nothing."""
 
-_SMALL = (
+SMALL = (
+    "added_tokens.json",
     "chat_template.jinja",
     "config.json",
     "generation_config.json",
     "hf_quant_config.json",
+    "special_tokens_map.json",
     "tokenizer.json",
+    "tokenizer.model",
     "tokenizer_config.json",
 )
+"""Files beside the weights; none but config.json has to be there."""
 
 
 def checkpoint_files(path: Path) -> dict[str, Path]:
@@ -31,9 +35,9 @@ def checkpoint_files(path: Path) -> dict[str, Path]:
         return {GGUF_NAME: path}
     if not path.is_dir():
         raise CheckpointNotFoundError(
-            f"no checkpoint at {path}", hint="give a Hugging Face directory or a .gguf file; models are not downloaded"
+            f"no checkpoint at {path}", hint="give a directory, a .gguf file, a URL of either, or ORG/NAME on the hub"
         )
-    names = [name for name in _SMALL if (path / name).is_file()]
+    names = [name for name in SMALL if (path / name).is_file()]
     # As the reader does: a single file wins over an index.
     if (path / SINGLE).is_file():
         names.append(SINGLE)

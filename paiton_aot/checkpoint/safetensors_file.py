@@ -24,11 +24,11 @@ MAX_HEADER_BYTES = 100_000_000
 MAX_DIMENSIONS = 8
 LENGTH_BYTES = 8
 
-DTYPES = {"BF16": "bf16", "F16": "f16", "F32": "f32", "F8_E4M3": "fp8_e4m3fn"}
+DTYPES = {"BF16": "bf16", "F16": "f16", "F32": "f32", "F8_E4M3": "fp8_e4m3fn", "F8_E8M0": "ue8m0", "U8": "u8"}
 """The dtypes that we read."""
 
 OTHER_DTYPE_BYTES = {
-    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 1),
+    **dict.fromkeys(("BOOL", "I8", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 1),
     **dict.fromkeys(("I16", "U16"), 2),
     **dict.fromkeys(("I32", "U32"), 4),
     **dict.fromkeys(("I64", "U64", "F64", "C64"), 8),

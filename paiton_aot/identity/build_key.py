@@ -28,9 +28,9 @@ from paiton_artifacts.layout import FORMAT_MAJOR, FORMAT_MINOR, RUNTIME_ABI
 _VERSION = 1
 """Counts up when the key is made otherwise."""
 
-_NOT_IN_KEY = {"cache_dir", "tuning_tables"}
+_NOT_IN_KEY = {"cache_dir", "commit", "origin", "tuning_tables"}
 _SOURCES = {".py", ".c", ".h", ".json"}
-_TOOLS = ("ml_dtypes", "numpy", "tokenizers", "ziglang")
+_TOOLS = ("jinja2", "minijinja", "ml_dtypes", "numpy", "tokenizers", "ziglang")
 
 
 @dataclass(frozen=True, slots=True)

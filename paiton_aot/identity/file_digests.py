@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from paiton_aot.sources.remote import RemoteFile, remote_file
 from paiton_artifacts.errors import CheckpointFormatError, StoreError
 from paiton_artifacts.trust.sign import write_atomically
 
@@ -38,6 +39,7 @@ class FileDigests:
     def __init__(self, cache_dir: Path) -> None:
         self._folder = cache_dir / "digests"
         self._states: dict[Path, State] = {}
+        self._remote: list[RemoteFile] = []
 
     def digest_all(self, files: Mapping[str, Path], advance: Callable[[int], object]) -> dict[str, str]:
         """Returns the SHA-256 of each file in lower-case hex, by its name.
@@ -48,6 +50,7 @@ class FileDigests:
 
         Raises:
             CheckpointFormatError: a file cannot be read, or changed meanwhile.
+            StoreError: a file is in a store, which fails.
         """
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             found = pool.map(lambda path: self._digest(path, advance), files.values())
@@ -59,6 +62,8 @@ class FileDigests:
         Raises:
             CheckpointFormatError: one was changed or replaced.
         """
+        for remote in self._remote:
+            remote.check_unchanged()
         for path, state in self._states.items():
             try:
                 now = _state(path.stat())
@@ -68,6 +73,10 @@ class FileDigests:
                 raise _changed(path)
 
     def _digest(self, path: Path, advance: Callable[[int], object]) -> str:
+        remote = remote_file(path)
+        if remote is not None:
+            self._remote.append(remote)
+            return remote.digest(self._folder, advance)
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:

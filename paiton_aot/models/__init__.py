@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 from paiton_aot.checkpoint.base import Checkpoint
-from paiton_aot.models import llama
-from paiton_aot.models.storage import Storage
-from paiton_aot.program import Program
-from paiton_aot.weights import WeightSpec
+from paiton_aot.models.architecture import Architecture
+from paiton_aot.models.gemma import GEMMA
+from paiton_aot.models.gemma2 import GEMMA2
+from paiton_aot.models.gemma3 import GEMMA3
+from paiton_aot.models.llama import LLAMA
+from paiton_aot.models.mistral import MISTRAL
+from paiton_aot.models.phi3 import PHI3
+from paiton_aot.models.qwen2 import QWEN2
+from paiton_aot.models.qwen3 import QWEN3
 from paiton_artifacts.errors import UnsupportedArchitectureError
 
-
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """How one architecture is lowered."""
-
-    program: Callable[[Checkpoint, Storage], Program]
-    weights: Callable[[Checkpoint, Storage], list[WeightSpec]]
+ARCHITECTURES: dict[str, Architecture] = {
+    architecture.name: architecture for architecture in (LLAMA, MISTRAL, QWEN2, QWEN3, PHI3, GEMMA, GEMMA2, GEMMA3)
+}
+"""Every architecture by its class in transformers."""
 
 
-ARCHITECTURES = {"LlamaForCausalLM": Architecture(llama.program, llama.weights)}
+def architecture_named(name: str, what: str) -> Architecture:
+    """Returns an architecture by its class in transformers, which `what` (a file or a checkpoint) names.
+
+    Raises:
+        UnsupportedArchitectureError: there is none of this name.
+    """
+    if name not in ARCHITECTURES:
+        raise UnsupportedArchitectureError(
+            f"{what} names {f'architecture {name}' if name else 'no architecture'}",
+            hint=f"supported: {', '.join(sorted(ARCHITECTURES))}",
+        )
+    return ARCHITECTURES[name]
 
 
 def architecture_of(checkpoint: Checkpoint) -> Architecture:
@@ -30,8 +40,4 @@ def architecture_of(checkpoint: Checkpoint) -> Architecture:
     Raises:
         UnsupportedArchitectureError: there is none.
     """
-    name = checkpoint.config.architecture
-    if name not in ARCHITECTURES:
-        known = ", ".join(sorted(ARCHITECTURES))
-        raise UnsupportedArchitectureError(f"architecture {name} is not supported", hint=f"supported: {known}")
-    return ARCHITECTURES[name]
+    return architecture_named(checkpoint.config.architecture, checkpoint.name)

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from paiton_aot.targets.draft import Reference, Scratch
 from paiton_artifacts.layout import TENSOR_ALIGNMENT, align_up
+from paiton_artifacts.plan import Access
 
 
 class LaunchDraft(Protocol):
@@ -24,16 +25,17 @@ class LaunchDraft(Protocol):
 
 @dataclass(slots=True)
 class _Life:
+    """A value's size, and the ranges of launches, in order, over which its bytes matter."""
+
     size: int
-    first: int
-    last: int
+    spans: list[tuple[int, int]]
 
 
 def allocate(drafts: Sequence[LaunchDraft]) -> tuple[dict[str, int], int]:
     """Places every scratch value of a chain of launches.
 
-    Layers are alike and their values carry the same names, so lives are taken in the first layer only; a value that
-    enters the layers from outside lives through all of them.
+    Values of different layers carry the same names: one that a layer writes before it reads it lives anew in every
+    layer; any other lives from its first use to its last.
 
     Returns:
         The byte offset of each value, and the bytes needed in all.
@@ -43,25 +45,45 @@ def allocate(drafts: Sequence[LaunchDraft]) -> tuple[dict[str, int], int]:
     for name, life in sorted(_lives(drafts).items(), key=lambda item: (-item[1].size, item[0])):
         offset = 0
         for start, end, other in sorted(placed, key=lambda p: p[0]):
-            overlaps_in_time = life.first <= other.last and other.first <= life.last
-            if overlaps_in_time and offset < end and start < offset + life.size:
+            if offset < end and start < offset + life.size and _overlap(life.spans, other.spans):
                 offset = end
         offsets[name] = offset
         placed.append((offset, align_up(offset + life.size, TENSOR_ALIGNMENT), life))
     return offsets, max((end for _, end, _ in placed), default=0)
 
 
+def _overlap(first: Sequence[tuple[int, int]], second: Sequence[tuple[int, int]]) -> bool:
+    """Whether two lists of ascending, disjoint ranges have a launch in common."""
+    i = j = 0
+    while i < len(first) and j < len(second):
+        if first[i][1] < second[j][0]:
+            i += 1
+        elif second[j][1] < first[i][0]:
+            j += 1
+        else:
+            return True
+    return False
+
+
 def _lives(drafts: Sequence[LaunchDraft]) -> dict[str, _Life]:
-    layered = [index for index, draft in enumerate(drafts) if draft.layer is not None]
     lives: dict[str, _Life] = {}
+    layer_of: dict[str, int | None] = {}  # of each value's last use so far
+    carried: set[str] = set()  # values that a layer reads as another left them
     for index, draft in enumerate(drafts):
-        if draft.layer:  # layers after the first repeat it
-            continue
         for reference in draft.references.values():
             if not isinstance(reference, Scratch):
                 continue
-            life = lives.setdefault(reference.value, _Life(reference.size, index, index))
-            life.size, life.last = max(life.size, reference.size), index
-            if draft.layer is not None and life.first < layered[0]:
-                life.last = layered[-1]
+            name = reference.value
+            life = lives.setdefault(name, _Life(reference.size, []))
+            life.size = max(life.size, reference.size)
+            if life.spans and layer_of[name] == draft.layer:
+                life.spans[-1] = (life.spans[-1][0], index)
+            else:
+                if life.spans and reference.access is not Access.WRITE:
+                    carried.add(name)
+                life.spans.append((index, index))
+            layer_of[name] = draft.layer
+    for name in carried:
+        spans = lives[name].spans
+        lives[name].spans = [(spans[0][0], spans[-1][1])]
     return lives

@@ -44,6 +44,9 @@ class Sampling:
 
 GREEDY = Sampling()
 
+_CERTAIN = 1e30
+"""Bias of a target: above all logits, and finite, so that one of minus infinity stays what it is."""
+
 _ROW_FIELDS = (
     ("temperature", "f"),
     ("top_k", "i"),
@@ -75,6 +78,8 @@ class Chunk:
         draw: Philox counter beside the seed; the rows of "all" take the following ones.
         slot: where the device keeps what it knows of the request; None: its index in the batch.
         masked: a mask of allowed tokens follows before sampling.
+        targets: a token for each row, which the row "samples" whatever its logits: its report is then the target's. Of
+            `sampling`, only `top_logprobs` counts; the slot's last token and counts mean nothing afterwards.
     """
 
     tokens: Sequence[int]
@@ -85,6 +90,7 @@ class Chunk:
     draw: int = 0
     slot: int | None = None
     masked: bool = False
+    targets: Sequence[int] | None = None
 
     @property
     def rows(self) -> int:
@@ -158,11 +164,12 @@ def pack(batch: Sequence[Chunk], memory: MemoryPlan, limits: Limits, fields: Map
         step.pieces.append(("block_tables", request * memory.max_blocks_per_request, piece))
         for i in range(count - chunk.rows, count):
             logit_rows.append(starts[-1] + i)
-            rows.append(_row(chunk, slot, chunk.draw + i - (count - chunk.rows), len(rows)))
+            sampling = _sampling_of(chunk, i - (count - chunk.rows))
+            rows.append(_row(chunk, sampling, slot, chunk.draw + i - (count - chunk.rows), len(rows)))
             if chunk.masked:
                 step.masked_rows.append(len(rows) - 1)
-            if chunk.sampling.bias:
-                _add_bias(step, len(rows) - 1, chunk.sampling.bias, memory)
+            if sampling.bias:
+                _add_bias(step, len(rows) - 1, sampling.bias, memory)
         starts.append(starts[-1] + count)
     step.arrays = [
         ("counts", array("i", (step.tokens, step.requests, step.rows, 0))),
@@ -177,8 +184,14 @@ def pack(batch: Sequence[Chunk], memory: MemoryPlan, limits: Limits, fields: Map
     return step
 
 
-def _row(chunk: Chunk, slot: int, draw: int, row: int) -> tuple[float, ...]:
-    s = chunk.sampling
+def _sampling_of(chunk: Chunk, row: int) -> Sampling:
+    """Returns how a row of a chunk is sampled; a target has all the probability."""
+    if chunk.targets is None:
+        return chunk.sampling
+    return Sampling(top_logprobs=chunk.sampling.top_logprobs, bias=((chunk.targets[row], _CERTAIN),))
+
+
+def _row(chunk: Chunk, s: Sampling, slot: int, draw: int, row: int) -> tuple[float, ...]:
     penalties = s.repetition_penalty, s.presence_penalty, s.frequency_penalty
     mask = row if chunk.masked else -1
     choice = s.temperature, s.top_k, s.top_p, s.min_p
@@ -223,4 +236,9 @@ def _check(chunk: Chunk, slot: int, memory: MemoryPlan, limits: Limits, *, place
         raise UsageError(f"slot {slot} outside 0 .. {memory.max_requests - 1}")
     if any(not 0 <= token < limits.vocab for token, _ in chunk.sampling.bias):
         raise UsageError(f"a biased token outside 0 .. {limits.vocab - 1}")
+    if chunk.targets is not None:
+        if len(chunk.targets) != chunk.rows or chunk.masked:
+            raise UsageError(f"{len(chunk.targets)} targets for {chunk.rows} rows, which must not wait for masks")
+        if any(not 0 <= token < limits.vocab for token in chunk.targets):
+            raise UsageError(f"a target outside 0 .. {limits.vocab - 1}")
     return used

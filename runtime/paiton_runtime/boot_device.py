@@ -20,6 +20,7 @@ from paiton_runtime.boot import BootOptions, WeightsLoad, check_goldens, require
 from paiton_runtime.budget import DeviceMemory, plan_device_budget
 from paiton_runtime.drivers.device_library import DeviceLibrary
 from paiton_runtime.drivers.gpu import Executor, GpuDriver
+from paiton_runtime.drivers.meetings import check_resident
 from paiton_runtime.ledger import Ledger
 from paiton_runtime.model import Buckets, Model
 from paiton_runtime.targets import DeviceChoice
@@ -72,7 +73,7 @@ def boot_on_devices(bundle: Bundle, choice: DeviceChoice, options: BootOptions, 
             row.bytes = budget.total
             tokens = budget.kv_blocks * memory.kv_block_tokens
             row.note = f"{len(plans)} plans, KV cache of {tokens} tokens, no profiling run"
-        families = _build(bundle, driver, plans, memory.target, ledger, free - budget.total)
+        families = _build(bundle, driver, plans, choice, ledger, free - budget.total)
         level = memory.target.partition(":")[2]
         model = Model(manifest, memory, driver, families, level=level, ledger=ledger, kv_blocks=budget.kv_blocks)
         loading.finish()
@@ -115,9 +116,11 @@ def broken_graphs(library: DeviceLibrary) -> str:
 
 
 def _build(
-    bundle: Bundle, driver: GpuDriver, plans: Sequence[PlanFile], target: str, ledger: Ledger, left: int
+    bundle: Bundle, driver: GpuDriver, plans: Sequence[PlanFile], choice: DeviceChoice, ledger: Ledger, left: int
 ) -> dict[str, Buckets]:
     """Reads plans, loads code and builds graphs; `left` is what the plan leaves of the device's memory."""
+    target = choice.memory.target
+    units = min(device.compute_units for device in choice.devices)
     with ledger.stage("graph compilation") as row:
         (code,) = bundle.code_objects(target).values()
         archive = bundle.read_file(code.file)
@@ -125,7 +128,7 @@ def _build(
         driver.load_kernels(archive, kernels)
         ordered = sorted(plans, key=lambda plan: (plan.tokens, plan.requests, FAMILIES.index(plan.family)))
         families: dict[str, Buckets] = {}
-        for graph in driver.build_all(_read(bundle, ordered, kernels)):
+        for graph in driver.build_all(_read(bundle, ordered, kernels, units)):
             family = families.setdefault(graph.plan.family, Buckets([], []))
             family.sizes.append((graph.plan.tokens, graph.plan.requests))
             family.graphs.append(graph)
@@ -139,6 +142,8 @@ def _build(
     return families
 
 
-def _read(bundle: Bundle, plans: Sequence[PlanFile], kernels: dict[str, Kernel]) -> Iterator[Plan]:
+def _read(bundle: Bundle, plans: Sequence[PlanFile], kernels: dict[str, Kernel], units: int) -> Iterator[Plan]:
     for entry in plans:
-        yield bundle.load_plan(entry, kernels)
+        plan = bundle.load_plan(entry, kernels)
+        check_resident(plan, units)
+        yield plan

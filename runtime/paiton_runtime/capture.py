@@ -17,7 +17,8 @@ from paiton_artifacts.plan import LaunchFlag
 from paiton_runtime.drivers.device_functions import LOSSY_QUERY
 from paiton_runtime.drivers.device_graphs import COPY_NODE, KERNEL_NODE
 from paiton_runtime.drivers.device_launch import HostCopy
-from paiton_runtime.drivers.gpu import DeviceGraph, GpuDriver
+from paiton_runtime.drivers.device_rank import DeviceGraph
+from paiton_runtime.drivers.gpu import GpuDriver
 from paiton_runtime.drivers.rank_plan import RankPlan
 
 Value = str | int | bytes | tuple[int, ...] | None

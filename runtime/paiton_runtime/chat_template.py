@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -45,11 +45,13 @@ class ChatTemplate:
 
     Args:
         source: Jinja.
-        names: "bos_token" and "eos_token", as far as the model has them.
+        names: "bos_token", "eos_token" and the like, as far as the model has them.
+        now: formats the present time, for templates that show it.
     """
 
-    def __init__(self, source: str, names: Mapping[str, str]) -> None:
+    def __init__(self, source: str, names: Mapping[str, str], now: Callable[[str], str] | None = None) -> None:
         self.source = source
+        self._now = _now if now is None else now
         self._names = dict(names)
         self._environment: minijinja.Environment | None = None
 
@@ -90,7 +92,7 @@ class ChatTemplate:
         source = _GENERATION.sub(lambda tag: f"{tag[1]}{'endif' if tag[2] else 'if true'}{tag[3]}", self.source)
         environment = minijinja.Environment(
             templates={"chat": source},
-            globals={"raise_exception": _refuse, "strftime_now": _now},
+            globals={"raise_exception": _refuse, "strftime_now": self._now},
             trim_blocks=True,
             lstrip_blocks=True,
             fuel=TEMPLATE_FUEL,

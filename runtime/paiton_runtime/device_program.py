@@ -62,6 +62,21 @@ class DeviceTemplate:
             plain, launches, struct.pack(f"<{len(offsets)}I", *offsets), len(offsets), len(self.symbols)
         )
 
+    def describe(self, index: int, rank: int, ranks: int) -> str:
+        """Returns where launch number `index` of the plan stands, unrolled for a rank of so many, for messages."""
+        plan = self.plan
+        prefix = f"rank {rank} of {ranks}, " if ranks > 1 else ""
+        where = f"{prefix}plan {plan.family}-t{plan.tokens}-r{plan.requests} of {plan.target}"
+        for segment in plan.segments:
+            numbers = [n for n, launch in enumerate(segment.launches) if runs_on(launch, rank)]
+            unrolled = segment.repeat * len(numbers)
+            if index < unrolled:
+                repeat, place = divmod(index, len(numbers))
+                launch = segment.launches[numbers[place]]
+                return f"{where}: {launch.symbol}, launch {numbers[place]} of repeat {repeat}, {_blocks(launch)}"
+            index -= unrolled
+        return where
+
 
 class DeviceProgram:
     """A plan, unrolled and relocated for one rank.
@@ -80,9 +95,9 @@ class DeviceProgram:
         self, template: DeviceTemplate, functions: Mapping[str, int], bases: Sequence[Sequence[int]], rank: int
     ) -> None:
         self._handle: int | None = None
-        self._plan = template.plan
+        self._template = template
         self._rank = rank
-        self._where = f"rank {rank} of {len(bases)}, " if len(bases) > 1 else ""
+        self._ranks = len(bases)
         if any(len(own) != REGIONS for own in bases):
             raise PaitonError(f"every rank has {REGIONS} region addresses")
         handles = [functions[symbol] for symbol in template.symbols]
@@ -143,26 +158,18 @@ class DeviceProgram:
 
     def describe(self, index: int) -> str:
         """Returns where launch number `index` of the unrolled plan stands, for messages."""
-        plan = self._plan
-        where = f"{self._where}plan {plan.family}-t{plan.tokens}-r{plan.requests} of {plan.target}"
-        for segment in plan.segments:
-            numbers = [n for n, launch in enumerate(segment.launches) if self._has(launch)]
-            unrolled = segment.repeat * len(numbers)
-            if index < unrolled:
-                repeat, place = divmod(index, len(numbers))
-                launch = segment.launches[numbers[place]]
-                return f"{where}: {launch.symbol}, launch {numbers[place]} of repeat {repeat}, {_blocks(launch)}"
-            index -= unrolled
-        return where
-
-    def _has(self, launch: Launch) -> bool:
-        return not (launch.flags & LaunchFlag.RANK0_ONLY and self._rank)
+        return self._template.describe(index, self._rank, self._ranks)
 
     def close(self) -> None:
         """Frees it; no launch may be reading its arguments. Graphs made of it have copies."""
         if self._handle is not None:
             library().paiton_device_program_destroy(self._handle)
             self._handle = None
+
+
+def runs_on(launch: Launch, rank: int) -> bool:
+    """Returns whether a rank has a launch: some are rank 0's alone."""
+    return not (launch.flags & LaunchFlag.RANK0_ONLY and rank)
 
 
 def _pack_launches(plan: Plan, kernels: Mapping[str, Kernel], symbols: Sequence[str]) -> tuple[bytes, list[int]]:

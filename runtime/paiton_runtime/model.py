@@ -110,7 +110,7 @@ class Model:
             view = self._io[name]
             view[:] = array(view.format, [OFF[name] if view.format == "f" else int(OFF[name])]) * len(view)
         logits_bytes = memory.max_requests * memory.logits_stride * 4
-        self._logits = driver.view(Region.COMM, memory.logits_offset, logits_bytes, "f")
+        self._logits = driver.view(memory.logits_region, memory.logits_offset, logits_bytes, "f")
 
     @property
     def context_tokens(self) -> int:
@@ -246,7 +246,7 @@ class Model:
     def _logits_row(self, row: int) -> memoryview[Any]:
         driver = self.driver
         first, count = row * self.memory.logits_stride, self.manifest.model.vocab_size
-        driver.fetch(Region.COMM, self.memory.logits_offset + 4 * first, 4 * count)
+        driver.fetch(self.memory.logits_region, self.memory.logits_offset + 4 * first, 4 * count)
         return self._logits[first : first + count]
 
     def close(self) -> None:

@@ -32,6 +32,7 @@ class TextCodec:
     Attributes:
         tokenizer: of the tokenizers library.
         special_ids: tokens that are no text, such as the end of a message.
+        prefix: tokens that come before those of a text, where special tokens are added.
 
     Raises:
         VerificationError: a tokenizer file is damaged.
@@ -53,15 +54,13 @@ class TextCodec:
         self.special_ids = frozenset(id_ for id_, token in added.items() if token.special)
         self.byte_level = isinstance(self.tokenizer.decoder, decoders.ByteLevel)
         self._added = {id_: token.content for id_, token in added.items()}
-        self._prefix = [facts.bos_token_id] if files.add_bos and facts.bos_token_id is not None else []
+        self.prefix = [facts.bos_token_id] if files.add_bos and facts.bos_token_id is not None else []
         self._bytes: dict[int, bytes] = {}
-        names = {"bos_token": facts.bos_token_id, "eos_token": next(iter(facts.eos_token_ids), None)}
-        tokens = {name: self.tokenizer.id_to_token(id_) for name, id_ in names.items() if id_ is not None}
         if chat_template is None and files.chat_template is not None:
             chat_template = bundle.read_file(files.chat_template).decode()
         self.template: ChatTemplate | None = None
         if chat_template is not None:
-            self.template = ChatTemplate(chat_template, {name: token for name, token in tokens.items() if token})
+            self.template = ChatTemplate(chat_template, {token.name: token.text for token in files.special_tokens})
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Returns the ids of text; the interpreter's lock is free meanwhile.
@@ -78,7 +77,7 @@ class TextCodec:
             (encoding,) = self.tokenizer.encode_batch_fast([text], add_special_tokens=False)
         except TypeError as error:
             raise UsageError("the text holds a lone surrogate, which is no character") from error
-        return [*self._prefix, *encoding.ids] if add_special_tokens else list(encoding.ids)
+        return [*self.prefix, *encoding.ids] if add_special_tokens else list(encoding.ids)
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]], options: ChatOptions = _CHAT) -> list[int]:
         """Returns the ids of a conversation; the template writes all of it, special tokens included."""

@@ -99,7 +99,7 @@ class EmulatedModel:
     def logits(self, rows: int) -> NDArray[np.float32]:
         """Returns the logits of the last step, f32 [rows, vocabulary]."""
         plan = self.plan_memory
-        raw = self.memory.read(self.bases[Region.COMM] + plan.logits_offset, rows * plan.logits_stride * 4)
+        raw = self.memory.read(self.bases[plan.logits_region] + plan.logits_offset, rows * plan.logits_stride * 4)
         return raw.view(np.float32).reshape(rows, -1)[:, : self.bundle.manifest.model.vocab_size]
 
     def step(self, pieces: Sequence[Piece]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:

@@ -34,11 +34,15 @@ from tests.numerics import assert_same_bits
 _CASES = list(ATTENTION.cases(TARGETS["hip:gfx942"]))
 _SCHEDULE_CASES = list(SCHEDULE.cases(TARGETS["hip:gfx942"]))
 
-_MODELS: dict[str, dict[str, int | str]] = {
+_SHAPES: dict[str, dict[str, int | str | float]] = {
     "SmolLM2-135M": {"Q_HEADS": 9, "KV_HEADS": 3, "HEAD_DIM": 64, "KV": "BF16", "OUT": "BF16", "AMAX": 0},
     "Llama-8B": {"Q_HEADS": 32, "KV_HEADS": 8, "HEAD_DIM": 128, "KV": "FP8", "OUT": "FP8", "AMAX": 0},
     "Llama-405B tp 8": {"Q_HEADS": 16, "KV_HEADS": 1, "HEAD_DIM": 128, "KV": "FP8", "OUT": "BF16", "AMAX": 1},
+    "Gemma-3-4B local": {"Q_HEADS": 8, "KV_HEADS": 4, "HEAD_DIM": 256, "KV": "BF16", "OUT": "BF16", "WINDOW": 1024},
+    "Gemma-2-9B local": {"Q_HEADS": 16, "KV_HEADS": 8, "HEAD_DIM": 256, "KV": "FP8", "OUT": "FP8", "SOFTCAP": 50.0},
+    "Phi-3-mini": {"Q_HEADS": 32, "KV_HEADS": 32, "HEAD_DIM": 96, "KV": "BF16", "OUT": "BF16", "WINDOW": 2047},
 }
+_MODELS = {name: ATTENTION.full({"AMAX": 0, **constants}) for name, constants in _SHAPES.items()}
 _BUCKETS = {"decode": Step(32, 32), "prefill": Step(2048, 32)}
 
 

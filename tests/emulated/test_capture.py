@@ -17,7 +17,8 @@ from paiton_artifacts.errors import CaptureMismatchError, DriverError, PaitonErr
 from paiton_runtime.boot import BootOptions, boot
 from paiton_runtime.capture import check_capture
 from paiton_runtime.cli import main
-from paiton_runtime.drivers.gpu import DeviceGraph, GpuDriver
+from paiton_runtime.drivers.device_rank import DeviceGraph
+from paiton_runtime.drivers.gpu import GpuDriver
 from tests.emulated.conftest import MakeCuda, MakeHip
 from tests.emulated.emulated_model import assemblies
 from tests.emulated.standin.cuda import CudaStandIn

@@ -151,7 +151,12 @@ def memory() -> MemoryPlan:
         max_blocks_per_request=1,
         logits_offset=0,
         logits_stride=COUNT,
-        io=(IoField("counts", "i32", 4, 0), *(IoField(name, "i32", 4, 256 + 16 * i) for i, name in enumerate(names))),
+        io=(
+            IoField("counts", "i32", 4, 0),
+            *(IoField(name, "i32", 4, 256 + 16 * i) for i, name in enumerate(names)),
+            IoField("comm_peers", "u64", 8, 1024),
+            IoField("comm_error", "i32", 16, 1280),
+        ),
     )
 
 

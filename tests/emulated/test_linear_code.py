@@ -18,8 +18,12 @@ from paiton_kernels.gpu.linear_cases import (
     ADD,
     AMAX,
     BF16,
+    BLOCK,
+    CAPPED,
     DEFAULTS,
     FP8_WEIGHT,
+    GELU,
+    GROUP,
     INT8,
     LOGITS,
     ROW,
@@ -29,7 +33,7 @@ from paiton_kernels.gpu.linear_cases import (
     STATIC,
     STORE,
 )
-from paiton_kernels.gpu.ranking import WIDE_SHARE
+from paiton_kernels.gpu.ranking import WIDE_SHARE, shortcomings
 from paiton_kernels.gpu.spec import Config, Constant, Step
 from tests.emulated.harness import profile_of
 
@@ -51,6 +55,31 @@ _SHAPES: dict[str, dict[str, Constant]] = {
     "135M qkv": {**_QKV_405B, "N": 960, "K": 576, "Q_HEADS": 9, "KV_HEADS": 3, "HEAD_DIM": 64},
     "135M o": {"N": 576, "K": 576, **ADD},
 }
+_HEADS: dict[str, Constant] = {"EPILOGUE": "ROPE", "OUT": "BF16"}
+_GEMMA_NORM: dict[str, Constant] = {"HEAD_NORM": 1, "NORM_OFFSET": 1.0, **FP8_WEIGHT}
+_VARIATIONS: dict[str, dict[str, Constant]] = {
+    "Qwen3-8B qkv": {
+        **_HEADS,
+        "N": 6144,
+        "K": 4096,
+        "Q_HEADS": 32,
+        "KV_HEADS": 8,
+        "HEAD_DIM": 128,
+        "HEAD_NORM": 1,
+        **BF16,
+    },
+    "Gemma-3-4B qkv": {**_HEADS, "N": 4096, "K": 2560, "Q_HEADS": 8, "KV_HEADS": 4, "HEAD_DIM": 256, **_GEMMA_NORM},
+    "Phi-3-mini qkv": {**_HEADS, "N": 9216, "K": 3072, "Q_HEADS": 32, "KV_HEADS": 32, "HEAD_DIM": 96, **FP8_WEIGHT},
+    "Qwen2.5-7B qkv": {**_HEADS, "N": 4608, "K": 3584, "Q_HEADS": 28, "KV_HEADS": 4, "HEAD_DIM": 128, "BIAS": 1, **ROW},
+    "Gemma-3-4B gate_up": {"N": 20480, "K": 2560, **GELU, **STATIC},
+    "Gemma-2-9B head": {"N": 256000, "K": 3584, **CAPPED, **BF16},
+    "8B down, blocks": {"N": 4096, "K": 14336, **ADD, **BLOCK},
+    "8B down, groups": {"N": 4096, "K": 14336, **ADD, **GROUP},
+}
+"""What architectures beyond Llama have, and FP8 with scales for blocks."""
+_TRIES = 4
+"""Configurations of a space within which one must be without faults."""
+
 _TARGETS_WITH_FP8 = [name for name, target in TARGETS.items() if target.fp8]
 
 
@@ -76,6 +105,31 @@ def test_fp8_stays_fp8_in_wide_loads_without_spills(target: str, tokens: int, sh
     assert facts.wide_share >= WIDE_SHARE
     unit = {"cuda:sm_90": "wgmma", "cuda:sm_100": "tcgen05"}.get(target, "mfma")
     assert set(facts.matrix) == {MatrixKind(unit, "fp8")}
+
+
+@pytest.mark.parametrize("target", ["hip:gfx942", "cuda:sm_90"])
+@pytest.mark.parametrize("tokens", [1, 2048])
+@pytest.mark.parametrize("name", _VARIATIONS)
+def test_variations_have_a_configuration_without_faults(target: str, tokens: int, name: str) -> None:
+    device, constants = TARGETS[target], _full(_VARIATIONS[name])
+    step = Step(tokens, min(tokens, 32))
+    found = []
+    for config in LINEAR.space(constants, step, profile_of(device))[:_TRIES]:
+        variant = LINEAR.variant(config, **constants)
+        kernel = compile_kernel(variant, device, Path(os.environ["PAITON_CACHE"]))
+        facts = read_isa(kernel.assembly, device)
+        lacking = shortcomings(facts, LINEAR.work(variant.values, step, profile_of(device)))
+        if constants["A_SCALE"] == "NONE" and constants["WEIGHT"] == "FP8" and device.backend == "cuda":
+            lacking = []  # weights that become bf16 there are loaded 8 bytes at a time
+        if not (kernel.spills or kernel.scratch_bytes or lacking):
+            break
+        found.append(f"{kernel.spills} spills, {'; '.join(lacking)}")
+    else:
+        pytest.fail("; ".join(found))
+    fp8 = constants["A_SCALE"] != "NONE"
+    assert {kind.element for kind in facts.matrix} == {"fp8" if fp8 else "bf16"}
+    if constants["EPILOGUE"] == "ROPE":
+        assert facts.wide_multiplies > 0, "the KV cache is not addressed with 64 bits"
 
 
 @pytest.mark.parametrize("tokens", [1, 2048])
@@ -202,7 +256,14 @@ def test_workspace_is_what_partial_sums_take() -> None:
         ({**STATIC, **SILU_FP8, "AMAX": 1}, "AMAX=1 with EPILOGUE=SILU and OUT=FP8"),
         ({**BF16, **SILU, "N": 161}, "N is 161 with SILU"),
         ({**BF16, **STORE, "HEAD_DIM": 64}, "heads or KV given with EPILOGUE=STORE"),
-        ({**_QKV_405B, **BF16, "HEAD_DIM": 96}, "HEAD_DIM is 96, not a power of two"),
+        ({**_QKV_405B, **BF16, "HEAD_DIM": 80}, "HEAD_DIM is 80, not a multiple of 32"),
+        ({**_QKV_405B, **BF16, "HEAD_DIM": 96, "HEAD_NORM": 1}, "HEAD_DIM is 96 with norms of heads"),
+        ({**_QKV_405B, **BF16, "HEAD_DIM": 256, "HEAD_NORM": 1}, "not a power of two up to BLOCK_N=128"),
+        ({**BF16, **STORE, "HEAD_NORM": 1}, "heads or KV given with EPILOGUE=STORE"),
+        ({**BF16, **ADD, "SOFTCAP": 30.0}, "SOFTCAP=30.0 with EPILOGUE=ADD"),
+        ({**STATIC, **STORE, "SCALE_ROWS": 128}, "SCALE_ROWS=128 with WEIGHT=FP8, A_SCALE=TENSOR"),
+        ({**GROUP, **STORE}, "A_SCALE=GROUP with SCALE_ROWS=128 and BLOCK_K=64, not 128"),
+        ({**BLOCK, **STORE, "K": 400}, "SPLIT_K=3: the last part of K=400 has no whole pass"),
         ({**_QKV_405B, **BF16, "N": 2432}, r"N is 2432, not \(16 \+ 2\*1\) heads of 128"),
     ],
 )

@@ -36,6 +36,7 @@ def test_a_replayed_graph_makes_the_bytes_of_its_launches_from_new_inputs(gpu: G
             "last_token": last_token,
             "table": table,
             "out": stream,
+            "first_row": 0,
         }
         normalise: dict[str, int | float] = {"counts": counts, "x": stream, "weight": weight, "eps": 1e-5, "out": out}
         launches = [gpu.prepare(*each) for each in zip(loaded, grids, (lookup, normalise), strict=True)]

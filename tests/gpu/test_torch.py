@@ -79,8 +79,8 @@ def test_linear_with_bf16_activations_is_torch_matmul(gpu: Gpu, torch: ModuleTyp
     assert_close(found, expected.cpu().numpy(), tolerance_on(gpu.target, LINEAR, "f32"))
 
 
-def linear_scalars(stride: int) -> dict[str, int]:
-    return {"out_stride": stride, "block_table_stride": 0, "kv_block_stride": 0}
+def linear_scalars(stride: int) -> dict[str, int | float]:
+    return {"out_stride": stride, "block_table_stride": 0, "kv_block_stride": 0, "norm_eps": 0.0}
 
 
 @by_rows

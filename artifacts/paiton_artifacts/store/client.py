@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from paiton_artifacts.errors import FileSizeError, ObjectNotFoundError, PaitonError, StoreError
@@ -20,6 +20,7 @@ from paiton_artifacts.store.retry import Attempts, RetryPolicy
 
 if TYPE_CHECKING:
     import obstore
+    from obstore import Bytes as Buffer
     from obstore.store import LocalStore, MemoryStore, ObjectStore
 
 PIECE_BYTES = 512 << 10
@@ -37,6 +38,19 @@ _CLIENT = {
     # Of a whole request, its body included: a chunk of 64 MiB at 200 kB/s. A read that it cuts off is taken up there.
     "timeout": "330s",
 }
+
+
+class Readable(Protocol):
+    """What bundles are read from: a `Store`, or a repository of a registry (`oci.registry`)."""
+
+    url: str
+
+    def read(self, key: str, limit: int) -> bytes:
+        """See `Store.read`."""
+
+    def pieces(self, key: str, size: int) -> Iterator[tuple[int, bytes]]:
+        """See `Store.pieces`."""
+
 
 ABSENT = "absent"
 """The condition of a write that there is nothing yet. Any other condition is the ETag of what is to be replaced."""
@@ -152,6 +166,50 @@ class Store:
             return self._run("looking for", key, lambda: _info(obstore.head(self._store, key)))
         except ObjectNotFoundError:
             return None
+
+    def read_range(self, key: str, offset: int, length: int, *, size: int, etag: str | None = None) -> Buffer:
+        """Returns a part of an object of `size` bytes, as a buffer.
+
+        Args:
+            key: where.
+            offset: of the first byte.
+            length: bytes, at least one.
+            size: that the object has.
+            etag: that it has, if the store said so; then one that was replaced is an error.
+
+        Raises:
+            ObjectNotFoundError: there is no such object.
+            FileSizeError: it has another size.
+            StoreError: the store fails, or the object was replaced.
+        """
+        import obstore  # noqa: PLC0415
+        from obstore.exceptions import PreconditionError  # noqa: PLC0415
+
+        options: Any = {"range": (offset, offset + length)}
+        if etag is not None and not etag.startswith("W/"):  # a weak one never matches (RFC 9110, 8.8.3.2)
+            options["if_match"] = etag
+
+        def attempt() -> Buffer:
+            try:
+                result = obstore.get(self._store, key, options=options)
+            except PreconditionError as error:
+                raise StoreError(f"{self.url}/{key} was replaced while it was read", hint="run it again") from error
+            self._require_size(key, result.meta["size"], size)
+            data = result.bytes()
+            if len(data) != length:
+                raise EOFError(f"the answer ended after {len(data)} of {length} bytes")
+            return data
+
+        return self._run("reading", key, attempt)
+
+    def size(self, key: str) -> int | None:
+        """Returns the bytes of an object; None where there is none.
+
+        Raises:
+            StoreError: the store fails.
+        """
+        info = self.info(key)
+        return None if info is None else info.size
 
     def put(self, key: str, data: bytes, condition: str | None = None) -> bool:
         """Writes a small object in one step.

@@ -11,7 +11,7 @@ from typing import Protocol, Self
 
 from paiton_artifacts.errors import DigestMismatchError, StoreError
 from paiton_artifacts.store.assembly import Assembly
-from paiton_artifacts.store.client import Store
+from paiton_artifacts.store.client import Readable
 from paiton_artifacts.store.items import Item
 from paiton_artifacts.store.keys import blob_key
 from paiton_artifacts.verify import Progress
@@ -46,7 +46,7 @@ class Fetch:
     def __init__(
         self,
         assembly: Assembly,
-        store: Store,
+        store: Readable,
         *,
         reuse: Reuse | None = None,
         progress: Progress | None = None,

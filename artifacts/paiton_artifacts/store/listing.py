@@ -5,14 +5,21 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TYPE_CHECKING
 
-from paiton_artifacts.errors import PaitonError
+from paiton_artifacts.errors import ManifestError, ObjectNotFoundError, PaitonError
 from paiton_artifacts.schema import Manifest
 from paiton_artifacts.store.client import Store
 from paiton_artifacts.store.fetch import default_workers
 from paiton_artifacts.store.items import bundle_bytes, file_sizes, items_of
 from paiton_artifacts.store.keys import MANIFESTS
 from paiton_artifacts.store.remote import decode_manifest, read_manifest, read_tag, tags
+
+if TYPE_CHECKING:
+    from paiton_artifacts.store.oci.registry import Registry
+
+_Row = tuple[str, str, str, datetime | None]
+"""Name, tag, digest and time, as in `Listed`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +30,7 @@ class Listed:
         name: of the bundle; empty without a tag.
         tag: likewise.
         digest: of the manifest.
-        modified: when the tag, or the manifest without one, was written.
+        modified: when the tag, or the manifest without one, was written; None where the store does not say.
         manifest: what it says; None if the store has none, or a damaged one.
         problem: what is wrong then.
     """
@@ -31,7 +38,7 @@ class Listed:
     name: str
     tag: str
     digest: str
-    modified: datetime
+    modified: datetime | None
     manifest: Manifest | None
     problem: str = ""
 
@@ -41,25 +48,39 @@ class Listed:
             "name": self.name or None,
             "tag": self.tag or None,
             "digest": f"sha256:{self.digest}",
-            "modified": self.modified.isoformat(),
+            "modified": self.modified.isoformat() if self.modified else None,
             "model": self.manifest.model.name if self.manifest else None,
             "bytes": bundle_bytes(self.manifest) if self.manifest else None,
             "problem": self.problem or None,
         }
 
 
-def list_bundles(store: Store, name: str | None = None, *, untagged: bool = False) -> list[Listed]:
+def list_bundles(store: Store | Registry, name: str | None = None, *, untagged: bool = False) -> list[Listed]:
     """Returns the tags of a store in order, then the manifests without one if asked for.
 
     Args:
-        store: the store.
+        store: the store, or a repository.
         name: only tags of this bundle.
         untagged: also manifests that no tag holds.
 
     Raises:
         StoreError: the store fails or cannot list.
     """
-    rows = []
+    rows = _rows(store, name, untagged=untagged) if isinstance(store, Store) else _tags_of(store, untagged=untagged)
+
+    def look(row: _Row) -> Listed:
+        digest = row[2]
+        try:
+            return Listed(*row, decode_manifest(read_manifest(store, digest, digest), digest))
+        except PaitonError as error:
+            return Listed(*row, None, error.message)
+
+    with ThreadPoolExecutor(default_workers()) as pool:
+        return list(pool.map(look, rows))
+
+
+def _rows(store: Store, name: str | None, *, untagged: bool) -> list[_Row]:
+    rows: list[_Row] = []
     for found, tag, info in tags(store):
         if name in (None, found):
             rows.append((found, tag, read_tag(store, found, tag) or "", info.modified))
@@ -69,16 +90,24 @@ def list_bundles(store: Store, name: str | None = None, *, untagged: bool = Fals
             digest = info.key.rpartition("/")[2]
             if len(digest) == 64 and digest not in held:
                 rows.append(("", "", digest, info.modified))
+    return rows
 
-    def look(row: tuple[str, str, str, datetime]) -> Listed:
-        digest = row[2]
+
+def _tags_of(registry: Registry, *, untagged: bool) -> list[_Row]:
+    """Returns the tags of a repository that hold bundles, then the bundles that only the tag of their digest keeps."""
+    rows: list[_Row] = []
+    kept: list[str] = []
+    for tag in registry.tags():
         try:
-            return Listed(*row, decode_manifest(read_manifest(store, digest, digest), digest))
-        except PaitonError as error:
-            return Listed(*row, None, error.message)
-
-    with ThreadPoolExecutor(default_workers()) as pool:
-        return list(pool.map(look, rows))
+            digest = registry.find(tag).bundle
+        except (ManifestError, ObjectNotFoundError):
+            continue  # something else's, or it has just been removed
+        if tag == f"sha256-{digest}":
+            kept.append(digest)
+        else:
+            rows.append((registry.url.rpartition("/")[2], tag, digest, None))
+    held = {digest for _, _, digest, _ in rows}
+    return rows + [("", "", digest, None) for digest in kept if untagged and digest not in held]
 
 
 @dataclass(frozen=True, slots=True)

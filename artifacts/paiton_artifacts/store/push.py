@@ -21,6 +21,7 @@ from paiton_artifacts.store.client import Store
 from paiton_artifacts.store.fetch import default_workers
 from paiton_artifacts.store.items import Item, items_of
 from paiton_artifacts.store.keys import COLLECTING, blob_key, companion_key, manifest_key, pending_key
+from paiton_artifacts.store.opening import open_store
 from paiton_artifacts.store.remote import MAX_MANIFEST_FILE, read_tag, write_tag
 from paiton_artifacts.verify import Progress
 
@@ -46,6 +47,7 @@ class Pushed:
         uploaded: how many of them were not there.
         uploaded_bytes: their size; the manifest and its companions included.
         bytes: of all objects.
+        artifact: digest of the OCI manifest, in a registry.
     """
 
     address: Address
@@ -55,6 +57,7 @@ class Pushed:
     uploaded: int
     uploaded_bytes: int
     bytes: int
+    artifact: str | None = None
 
 
 class Push:
@@ -96,7 +99,7 @@ class Push:
         self._slots = threading.BoundedSemaphore(UPLOADS)
         self._stop = threading.Event()
         self._done = self._uploaded = self._uploaded_bytes = 0
-        self._store = Store(address.root, create=True, stop=self._stop)
+        self._store = open_store(address.root, create=True, stop=self._stop)
 
     def run(self) -> Pushed:
         """Uploads what is missing and publishes the bundle. Interrupted, it goes on where it was when run again.
@@ -107,63 +110,80 @@ class Push:
             LockTimeoutError: a gc of the store does not end.
             StoreError: the store fails.
         """
-        address, digest = self._address, self._digest
-        published = self._store.info(manifest_key(digest)) is not None
-        changed = not published or read_tag(self._store, address.name, address.tag) != digest
-        if changed:
-            self._announce()
-        self._upload_all()
-        self._put_companions()
-        if not published:
-            self._store.put(manifest_key(digest), self._data)
-            self._uploaded_bytes += len(self._data)
-        replaced = write_tag(self._store, address.name, address.tag, digest, self._expected)
-        if changed:
-            self._store.delete([pending_key(digest)])
+        address, digest, artifact = self._address, self._digest, None
+        if isinstance(self._store, Store):
+            replaced = self._publish(self._store)
+        else:
+            from paiton_artifacts.store.oci.publish import publish  # noqa: PLC0415  (http.client is heavy)
+
+            self._upload_all()
+            companions = self._companions()
+            done = publish(self._store, self._bundle.manifest, self._data, companions, address.tag, self._expected)
+            replaced, artifact = done.replaced, done.artifact
+            self._uploaded_bytes += done.uploaded_bytes
         pinned = Address(address.root, address.name, address.tag, digest)
         objects = len(self._items)
-        return Pushed(pinned, digest, replaced, objects, self._uploaded, self._uploaded_bytes, self._total)
+        return Pushed(pinned, digest, replaced, objects, self._uploaded, self._uploaded_bytes, self._total, artifact)
 
-    def _announce(self) -> None:
+    def _publish(self, store: Store) -> str | None:
+        """Uploads what is missing, then what makes it a bundle of an object store; returns what the tag held."""
+        address, digest = self._address, self._digest
+        published = store.info(manifest_key(digest)) is not None
+        changed = not published or read_tag(store, address.name, address.tag) != digest
+        if changed:
+            self._announce(store)
+        self._upload_all()
+        self._put_companions(store)
+        if not published:
+            store.put(manifest_key(digest), self._data)
+            self._uploaded_bytes += len(self._data)
+        replaced = write_tag(store, address.name, address.tag, digest, self._expected)
+        if changed:
+            store.delete([pending_key(digest)])
+        return replaced
+
+    def _announce(self, store: Store) -> None:
         """Tells a gc that what this bundle refers to is not garbage; waits for one that may not have heard it."""
         key = pending_key(self._digest)
-        self._store.put(key, self._data)
-        announced = self._store.info(key)
+        store.put(key, self._data)
+        announced = store.info(key)
         end = time.monotonic() + 2 * COLLECTOR_ALIVE
         told = False
-        while (collector := self._store.info(COLLECTING)) is not None and announced is not None:
+        while (collector := store.info(COLLECTING)) is not None and announced is not None:
             # Both times are the store's own: this machine's clock does not matter.
             if (announced.modified - collector.modified).total_seconds() > COLLECTOR_ALIVE:
                 return
             if time.monotonic() > end:
-                raise LockTimeoutError(f"{self._store.url}: a gc does not end", hint="run the push again later")
+                raise LockTimeoutError(f"{store.url}: a gc does not end", hint="run the push again later")
             if not told:
                 told = True
                 self._remark("waiting for a gc of the store to end")
             time.sleep(1.0)
-            self._store.put(key, self._data)
-            announced = self._store.info(key)
+            store.put(key, self._data)
+            announced = store.info(key)
 
-    def _put_companions(self) -> None:
+    def _put_companions(self, store: Store) -> None:
         """Uploads what lies beside the manifest; never what would not fit a signature that is there already.
 
         Another build of the same bytes says other things about itself, and a signature covers what is said.
         """
-        signed = self._store.info(companion_key(self._digest, SIGNATURE_NAME)) is not None
-        if signed and not (self._path / SIGNATURE_NAME).is_file():
+        companions = self._companions()
+        if SIGNATURE_NAME not in companions and store.info(companion_key(self._digest, SIGNATURE_NAME)) is not None:
             return
-        for name in COMPANIONS:
-            if not (self._path / name).is_file():
-                continue
-            data = read_bounded(self._path, name, MAX_COMPANION_BYTES)
+        for name, data in companions.items():
             key = companion_key(self._digest, name)
             try:
-                there = self._store.read(key, MAX_COMPANION_BYTES) == data
+                there = store.read(key, MAX_COMPANION_BYTES) == data
             except StoreError:
                 there = False
             if not there:
-                self._store.put(key, data)
+                store.put(key, data)
                 self._uploaded_bytes += len(data)
+
+    def _companions(self) -> dict[str, bytes]:
+        """Returns what lies beside the manifest, by name."""
+        names = [name for name in COMPANIONS if (self._path / name).is_file()]
+        return {name: read_bounded(self._path, name, MAX_COMPANION_BYTES) for name in names}
 
     def _upload_all(self) -> None:
         """Uploads what is missing, several objects at once; after the first error no more begin."""
@@ -180,8 +200,7 @@ class Push:
     def _upload_missing(self, item: Item) -> None:
         """Uploads an item unless the store has it; what is there has the right bytes if it has the right size."""
         key = blob_key(item.digest)
-        there = self._store.info(key)
-        missing = there is None or there.size != item.size
+        missing = self._store.size(key) != item.size
         if missing:
             with self._slots:
                 if self._stop.is_set():

@@ -14,16 +14,18 @@ from paiton_artifacts.errors import (
 )
 from paiton_artifacts.limits import MAX_COMPANION_BYTES, MAX_MANIFEST_COMPRESSED
 from paiton_artifacts.schema import Manifest
-from paiton_artifacts.store.address import Address
-from paiton_artifacts.store.client import ABSENT, ObjectInfo, Store
+from paiton_artifacts.store.address import Address, is_registry
+from paiton_artifacts.store.client import ABSENT, ObjectInfo, Readable, Store
 from paiton_artifacts.store.keys import MAX_TAG_BYTES, TAGS, companion_key, manifest_key, tag_key
 from paiton_artifacts.validate import parse_manifest
 
 MAX_MANIFEST_FILE = container.HEADER.size + MAX_MANIFEST_COMPRESSED
 
 
-def find_digest(store: Store, address: Address) -> str:
+def find_digest(store: Readable, address: Address) -> str:
     """Returns the manifest that an address means: what it pins, else what its tag holds now.
+
+    In a registry the digest of an OCI manifest, which registries and their tools show, pins the bundle that is in it.
 
     Raises:
         BundleNotFoundError: there is no such tag.
@@ -31,14 +33,23 @@ def find_digest(store: Store, address: Address) -> str:
         StoreError: the store fails.
     """
     if address.digest is not None:
-        return address.digest
+        return _pinned(store, address.digest) if is_registry(address.root) else address.digest
     digest = read_tag(store, address.name, address.tag)
     if digest is None:
         raise BundleNotFoundError(f"{address}: there is no such bundle", hint="paiton-build ls lists what a store has")
     return digest
 
 
-def read_tag(store: Store, name: str, tag: str) -> str | None:
+def _pinned(store: Readable, digest: str) -> str:
+    from paiton_artifacts.store.oci.registry import Registry  # noqa: PLC0415  (http.client is heavy)
+
+    try:
+        return store.find_pinned(digest) if isinstance(store, Registry) else digest
+    except ObjectNotFoundError:
+        return digest
+
+
+def read_tag(store: Readable, name: str, tag: str) -> str | None:
     """Returns the digest that a tag holds; None where there is no such tag.
 
     Raises:
@@ -89,13 +100,18 @@ def write_tag(store: Store, name: str, tag: str, digest: str, expected: str | No
     written = (held or "") == expected and store.put(key, data, _condition(before))
     found = digest if written else read_tag(store, name, tag)
     if found != digest:
-        holds = f"holds sha256:{found}" if found else "does not exist"
-        wanted = f"sha256:{expected}" if expected else "nothing"
-        raise TagMovedError(
-            f"{store.url}/{name}:{tag} {holds}, but {wanted} was expected",
-            hint="look at what was pushed meanwhile (paiton-build diff), then push with what it holds now",
-        )
+        raise tag_moved(f"{store.url}/{name}:{tag}", found, expected)
     return held
+
+
+def tag_moved(what: str, found: str | None, expected: str) -> TagMovedError:
+    """Returns the error of a tag that holds another digest than was expected, both "" or None for none."""
+    holds = f"holds sha256:{found}" if found else "does not exist"
+    wanted = f"sha256:{expected}" if expected else "nothing"
+    return TagMovedError(
+        f"{what} {holds}, but {wanted} was expected",
+        hint="look at what was pushed meanwhile (paiton-build diff), then push with what it holds now",
+    )
 
 
 def _condition(before: ObjectInfo | None) -> str:
@@ -116,7 +132,7 @@ def tags(store: Store) -> list[tuple[str, str, ObjectInfo]]:
     return sorted(found, key=lambda item: item[:2])
 
 
-def read_manifest(store: Store, digest: str, what: str) -> bytes:
+def read_manifest(store: Readable, digest: str, what: str) -> bytes:
     """Returns the bytes of a manifest file, whose SHA-256 is `digest`; nothing in them is parsed yet.
 
     Raises:
@@ -140,7 +156,7 @@ def read_manifest(store: Store, digest: str, what: str) -> bytes:
     return data
 
 
-def read_companion(store: Store, digest: str, name: str) -> bytes | None:
+def read_companion(store: Readable, digest: str, name: str) -> bytes | None:
     """Returns a file that lies beside a manifest (`layout.COMPANIONS`); None where there is none.
 
     Raises:

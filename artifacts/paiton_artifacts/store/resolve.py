@@ -15,9 +15,10 @@ from paiton_artifacts.store.address import Address, is_url, parse_address
 from paiton_artifacts.store.arrival import Arrival
 from paiton_artifacts.store.assembly import Assembly, sync_directory, system_errors
 from paiton_artifacts.store.cache import LOCK_TIMEOUT, Cache
-from paiton_artifacts.store.client import Store
+from paiton_artifacts.store.client import Readable
 from paiton_artifacts.store.fetch import Fetch
 from paiton_artifacts.store.locks import FileLock
+from paiton_artifacts.store.opening import open_store
 from paiton_artifacts.store.remote import decode_manifest, find_digest, read_companion, read_manifest
 from paiton_artifacts.store.reuse import LocalItems
 from paiton_artifacts.verify import Progress
@@ -70,12 +71,12 @@ class Resolver:
         self.cache = cache or Cache.from_environment()
         self.progress = progress
         self.digest = ""
-        self._stores: dict[str, Store] = {}
+        self._stores: dict[str, Readable] = {}
 
-    def store(self, address: Address) -> Store:
+    def store(self, address: Address) -> Readable:
         """Returns the store of an address. Opened when something is needed from it: a cached, pinned bundle is not."""
         if address.root not in self._stores:
-            self._stores[address.root] = Store(address.root)
+            self._stores[address.root] = open_store(address.root)
         return self._stores[address.root]
 
     def approve(self, address: Address) -> Approved:
@@ -86,8 +87,11 @@ class Resolver:
             VerificationError: the policy refuses it, or its manifest is damaged.
             StoreError: the store fails.
         """
-        self.digest = digest = address.digest or find_digest(self.store(address), address)
-        data = self.cache.manifest(digest)
+        digest, data = address.digest, self.cache.manifest(address.digest) if address.digest else None
+        if digest is None or data is None:
+            digest = find_digest(self.store(address), address)
+            data = self.cache.manifest(digest)
+        self.digest = digest
         if data is None:
             data = read_manifest(self.store(address), digest, str(address))
         pinned = address.digest is not None

@@ -168,6 +168,19 @@ SHARED void softmax_rows(const struct attention_scratch *s, int64_t first, int64
     }
 }
 
+/* Caps scores smoothly: they become softcap * tanh(score / softcap). */
+UNUSED SHARED void cap_scores(const struct attention_scratch *s, int64_t first, int64_t rows, float softcap)
+{
+    float *scores = s->scores + first * KV_BLOCK;
+    for (int64_t i = 0; i < (rows - first) * KV_BLOCK; i++) scores[i] = softcap_f32(scores[i], softcap);
+}
+
+/* The first position that a token sees. */
+INLINE int64_t window_start(const struct attention_args *a, const struct attention_params p, int64_t token)
+{
+    return p.WINDOW ? max_i64(a->positions[token] + 1 - a->window, 0) : 0;
+}
+
 INLINE void prefetch_tile(const uint8_t *tile, int64_t bytes)
 {
     for (int64_t i = 0; i < bytes; i += 64) PREFETCH(tile + i);
@@ -189,7 +202,8 @@ INLINE void attend(const struct attention_args *a, const struct attention_params
         s->total[r] = 0.0f;
         for (int64_t i = 0; i < d; i++) s->queries[r * d + i] = bf16_to_f32(q[i]) * scale, s->sums[r * d + i] = 0.0f;
     }
-    for (int64_t start = 0, first = 0; start <= last; start += KV_BLOCK) {
+    const int64_t earliest = window_start(a, p, token) / KV_BLOCK * KV_BLOCK;
+    for (int64_t start = earliest, first = 0, end = rows; start <= last; start += KV_BLOCK) {
         const uint8_t *keys = cache + table[start / KV_BLOCK] * a->kv_block_stride;
         const uint8_t *values = keys + p.KV_HEADS * tile_bytes;
         if (start + KV_BLOCK <= last) {
@@ -198,15 +212,23 @@ INLINE void attend(const struct attention_args *a, const struct attention_params
             prefetch_tile(next + p.KV_HEADS * tile_bytes, tile_bytes);
         }
         while (a->positions[token + first / heads] < start) first += heads;
-        for (int64_t r = first; r < rows; r++)
+        /* Rows whose window starts behind this block wait: a row without any visible position has no softmax. */
+        if (p.WINDOW)
+            for (end = first; end < rows && window_start(a, p, token + end / heads) < start + KV_BLOCK;) end += heads;
+        for (int64_t r = first; r < end; r++)
             s->visible[r] = (int32_t)min_i64(a->positions[token + r / heads] + 1 - start, KV_BLOCK);
         if (is_fp8) {
             widen_fp8(keys, KV_BLOCK * d, s->keys);
-            widen_fp8(values, s->visible[rows - 1] * d, s->values);
+            widen_fp8(values, s->visible[end - 1] * d, s->values);
         }
-        score_tile(s, is_fp8, keys, first, rows, d);
-        softmax_rows(s, first, rows);
-        weigh_tile(s, is_fp8, values, first, rows, d);
+        score_tile(s, is_fp8, keys, first, end, d);
+        if (p.SOFTCAP) cap_scores(s, first, end, (float)a->softcap);
+        if (p.WINDOW)
+            for (int64_t r = first; r < end; r++)
+                for (int64_t j = window_start(a, p, token + r / heads) - start; j > 0; j--)
+                    s->scores[r * KV_BLOCK + j - 1] = -__builtin_inff();
+        softmax_rows(s, first, end);
+        weigh_tile(s, is_fp8, values, first, end, d);
     }
     for (int64_t r = 0; r < rows; r++) {
         uint16_t *out = a->out + ((token + r / heads) * p.Q_HEADS + head + r % heads) * d;
@@ -221,10 +243,11 @@ INLINE void attend_few(const struct attention_args *a, const struct attention_pa
 {
     const int64_t group = p.Q_HEADS / p.KV_HEADS;
     int64_t cost = 0, before = 0;
-    for (int64_t t = 0; t < a->counts[0]; t++) cost += (a->positions[t] + KV_BLOCK) * p.Q_HEADS;
+    for (int64_t t = 0; t < a->counts[0]; t++)
+        cost += (a->positions[t] - window_start(a, p, t) + KV_BLOCK) * p.Q_HEADS;
     const int64_t from = split(cost, worker, workers), to = split(cost, worker + 1, workers);
     for (int64_t t = 0; t < a->counts[0]; t++) {
-        const int64_t each = a->positions[t] + KV_BLOCK;
+        const int64_t each = a->positions[t] - window_start(a, p, t) + KV_BLOCK;
         /* A head is the worker's if its first unit of cost is. */
         int64_t head = min_i64(max_i64((from - before + each - 1) / each, 0), p.Q_HEADS);
         int64_t end = min_i64(max_i64((to - before + each - 1) / each, 0), p.Q_HEADS);

@@ -13,6 +13,9 @@ enum source { SOURCE_FP8, SOURCE_INT8, SOURCE_BF16, SOURCE_PANEL };
 /* Activation rows that one tile takes straight from stored weights, at most. */
 #define DIRECT_TOKENS (LANES >= 16 ? 8 : 4)
 #define UNIT 16 /* weight rows that a caller hands out at once */
+/* Columns that share a scale where scales are of blocks; whole blocks of dot products on every level. */
+#define SCALE_COLUMNS 128
+_Static_assert(SCALE_COLUMNS % DOT_BLOCK == 0, "dot products can start where a scale does");
 
 INLINE int64_t source_bytes(enum source source)
 {
@@ -177,10 +180,9 @@ INLINE void fill_panel(enum source source, const uint8_t *w, int64_t stride, int
 }
 
 /* y[t * y_stride + r] = panel row r (of UNIT) times activation row t (of `count`, at most PANEL_TOKENS). */
-INLINE void panel_unit(const uint8_t *panel, const uint8_t *x, int64_t x_stride, int64_t count, int64_t k, float *y,
-                       int64_t y_stride)
+INLINE void panel_unit(const uint8_t *panel, int64_t panel_stride, const uint8_t *x, int64_t x_stride, int64_t count,
+                       int64_t k, float *y, int64_t y_stride)
 {
-    const int64_t panel_stride = packed_bytes(k);
     float out[LANES];
     for (int64_t r0 = 0; r0 < UNIT; r0 += PANEL_ROWS) {
         tile_panel(panel + r0 * panel_stride, panel_stride, x, x_stride, count - 1, k, out);

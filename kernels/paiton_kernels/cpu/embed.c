@@ -15,5 +15,7 @@ INLINE void embed(const struct embed_args *a, uint32_t worker, uint32_t workers,
         }
         const uint16_t *from = (const uint16_t *)((const uint8_t *)a->table + row * p.ROW_STRIDE);
         for (int64_t i = first; i < last; i++) out[i] = bf16_to_f32(from[i]);
+        if (p.SCALED)
+            for (int64_t i = first; i < last; i++) out[i] *= (float)a->scale;
     }
 }

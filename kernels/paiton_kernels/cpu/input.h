@@ -1,28 +1,10 @@
 /* Activations on their way into a linear layer: RMSNorm, rounding, the level's packed layout. */
 #pragma once
 #include "dots.h"
+#include "norm.h"
 
 enum input { INPUT_NORM, INPUT_BF16 };
-enum act { ACT_BF16, ACT_FP8_STATIC, ACT_FP8_DYNAMIC };
-
-/* The sum of squares of a row: 16 running sums, then a tree. */
-SHARED float sum_of_squares(const float *x, int64_t k)
-{
-    float sums[16] = {0};
-    int64_t i = 0;
-    for (; i + 16 <= k; i += 16)
-        for (int j = 0; j < 16; j++) sums[j] += x[i + j] * x[i + j];
-    for (int j = 0; i + j < k; j++) sums[j] += x[i + j] * x[i + j];
-    for (int width = 8; width; width /= 2)
-        for (int j = 0; j < width; j++) sums[j] += sums[j + width];
-    return sums[0];
-}
-
-UNUSED SHARED void normalise(const float *x, const uint16_t *weight, double eps, int64_t k, float *y)
-{
-    float scale = (float)(1.0 / __builtin_sqrt((double)sum_of_squares(x, k) / (double)k + eps));
-    for (int64_t i = 0; i < k; i++) y[i] = x[i] * scale * bf16_to_f32(weight[i]);
-}
+enum act { ACT_BF16, ACT_FP8_STATIC, ACT_FP8_DYNAMIC, ACT_FP8_BLOCK };
 
 /* Divides by the scale and rounds to e4m3 in place; returns the scale. */
 UNUSED SHARED float quantise(float *y, int64_t k, enum act act, const float *input_scale)
@@ -70,19 +52,32 @@ SHARED void pack_bf16(const uint16_t *x, int64_t k, uint8_t *to)
     }
 }
 
-/* Packs row `row` of x; returns what its products are multiplied by. `scratch` holds k f32. */
-INLINE float pack_row(const enum input input, const enum act act, const void *x, int64_t row, int64_t k,
-                      const uint16_t *norm_weight, double eps, const float *input_scale, uint8_t *to, float *scratch)
+/* Scales that a packed row has: what its products, or those of each block of columns, are multiplied by. */
+INLINE int64_t scale_count(enum act act, int64_t k)
 {
+    return act == ACT_FP8_BLOCK ? (k + SCALE_COLUMNS - 1) / SCALE_COLUMNS : 1;
+}
+
+/* Packs row `row` of x and stores its scales. `scratch` holds k f32. */
+INLINE void pack_row(const enum input input, const int norm_offset, const enum act act, const void *x, int64_t row,
+                     int64_t k, const uint16_t *norm_weight, double eps, const float *input_scale, uint8_t *to,
+                     float *scratch, float *scales)
+{
+    scales[0] = 1.0f;
     if (input == INPUT_BF16 && act == ACT_BF16) {
         pack_bf16((const uint16_t *)x + row * k, k, to);
-        return 1.0f;
+        return;
     }
-    if (input == INPUT_NORM)
+    if (input == INPUT_NORM && norm_offset)
+        normalise_offset((const float *)x + row * k, norm_weight, eps, k, scratch);
+    else if (input == INPUT_NORM)
         normalise((const float *)x + row * k, norm_weight, eps, k, scratch);
     else
         for (int64_t i = 0; i < k; i++) scratch[i] = bf16_to_f32(((const uint16_t *)x)[row * k + i]);
-    float scale = act == ACT_BF16 ? 1.0f : quantise(scratch, k, act, input_scale);
+    if (act == ACT_FP8_BLOCK)
+        for (int64_t i = 0; i < k; i += SCALE_COLUMNS)
+            scales[i / SCALE_COLUMNS] = quantise(scratch + i, min_i64(k - i, SCALE_COLUMNS), ACT_FP8_DYNAMIC, 0);
+    else if (act != ACT_BF16)
+        scales[0] = quantise(scratch, k, act, input_scale);
     pack_f32(scratch, k, to);
-    return scale;
 }

@@ -23,6 +23,23 @@ INLINE float exp_f32(float x)
     return x < -87.0f ? 0.0f : scaled;
 }
 
+INLINE float silu_f32(float x) { return x / (1.0f + exp_f32(-x)); }
+
+/* The tanh form of GELU, x/2 (1 + tanh u) with u = sqrt(2/pi) (x + 0.044715 x^3), which is x / (1 + e^(-2u)). */
+INLINE float gelu_f32(float x)
+{
+    float u = 0.79788456080286535588f * (x + 0.044715f * x * x * x);
+    return x / (1.0f + exp_f32(-2.0f * u));
+}
+
+/* cap * tanh(x / cap), to about 1e-7 of cap: tanh y = (1 - e^(-2y)) / (1 + e^(-2y)), taken of |y|. */
+INLINE float softcap_f32(float x, float cap)
+{
+    float magnitude = float_of(bits_of(x) & 0x7fffffffu);
+    float e = exp_f32(-2.0f * (magnitude / cap));
+    return float_of(bits_of(cap * ((1.0f - e) / (1.0f + e))) | (bits_of(x) & 0x80000000u));
+}
+
 /* ln x for normal x > 0, error below 1e-14 of max(1, |ln x|): x = 2^n m with m within a factor of sqrt(2) of 1, and
  * ln m = 2 artanh(s), s = (m - 1) / (m + 1), |s| < 0.1716, by its series to s^17. */
 INLINE double log_f64(double x)

@@ -16,12 +16,15 @@ from paiton_kernels.gpu.attention_cases import attention_cases
 from paiton_kernels.gpu.attention_items import ENTRY, HEADER, check_group, max_slots, slots_of
 from paiton_kernels.gpu.attention_join import join_splits, write_output
 from paiton_kernels.gpu.attention_space import attention_space
-from paiton_kernels.gpu.attention_tile import attend_range
+from paiton_kernels.gpu.attention_tile import attend_range, padded
 from paiton_kernels.gpu.devices import Profile, Target
-from paiton_kernels.gpu.spec import Constant, GpuArg, GpuKernelSpec, Grid, Step, Work
+from paiton_kernels.gpu.spec import Constant, GpuArg, GpuKernelSpec, Grid, Step, Work, spelled
 from paiton_kernels.spec import KV_BLOCK_TOKENS
 
 _BLOCK_TOKENS = tl.constexpr(KV_BLOCK_TOKENS)
+HEAD_DIMS = (32, 64, 96, 128, 256)
+"""Elements of a head that there are tiles for."""
+
 _LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -47,6 +50,8 @@ def _kernel(
     KV: tl.constexpr,
     OUT: tl.constexpr,
     AMAX: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_KV: tl.constexpr,
     PREFETCH: tl.constexpr,
@@ -55,13 +60,14 @@ def _kernel(
 ):
     GROUP: tl.constexpr = Q_HEADS // KV_HEADS
     SLOTS: tl.constexpr = slots_of(PROGRAMS, BLOCK_Q)
-    scale = softmax_scale * _LOG2_E
+    COLUMNS: tl.constexpr = padded(HEAD_DIM)
+    scale = softmax_scale * (_LOG2_E if SOFTCAP == 0.0 else 2.0 * _LOG2_E / SOFTCAP)
     v_factor = 1.0
     if KV == "FP8":
         scale *= tl.load(k_scale) * FP8_UNIT
         v_factor = tl.load(v_scale) * FP8_UNIT
     row = tl.arange(0, BLOCK_Q)
-    column = tl.arange(0, HEAD_DIM)
+    column = tl.arange(0, COLUMNS)
     for item in range(tl.program_id(0), tl.load(items) * KV_HEADS, PROGRAMS):
         # Heads change fastest: with 8 of them, each of 8 dies sees one head's history only.
         entry = items + HEADER + item // KV_HEADS * ENTRY
@@ -75,21 +81,28 @@ def _kernel(
             token = tl.load(entry) + row // GROUP
             head = kv_head * GROUP + row % GROUP
             q_at = q + (token.to(tl.int64) * (Q_HEADS * HEAD_DIM) + head * HEAD_DIM)[:, None] + column[None, :]
-            query = tl.load(q_at, mask=real[:, None], other=0.0)
+            inside = real[:, None]
+            if COLUMNS != HEAD_DIM:
+                inside &= (column < HEAD_DIM)[None, :]
+            query = tl.load(q_at, mask=inside, other=0.0)
             visible = tl.load(positions + token, mask=real, other=-1)
             # Before the first token's end no row needs a mask.
             everyone = tl.minimum(end, tl.load(positions + tl.load(entry)) + 1)
+            since = 0
+            if WINDOW > 0:  # where the last token's window begins
+                since = tl.load(positions + tl.load(entry) + tl.load(entry + 1) - 1) - WINDOW + 1
             table = block_tables + tl.load(entry + 2) * block_table_stride
             keys = kv + kv_head * (_BLOCK_TOKENS * HEAD_DIM)
             acc, largest, total = attend_range(
-                query, visible, everyone, keys, kv_block_stride, table, begin, end, scale, KV_HEADS, BLOCK_KV, PREFETCH
+                *(query, visible, since, everyone, keys, kv_block_stride, table, begin, end, scale),
+                *(KV_HEADS, HEAD_DIM, WINDOW, SOFTCAP, BLOCK_KV, PREFETCH),
             )
             finish = True
             if splits > 1:
                 first = tl.load(entry + 3) * KV_HEADS + kv_head
-                weights = workspace + SLOTS * (BLOCK_Q * HEAD_DIM)
+                weights = workspace + SLOTS * (BLOCK_Q * COLUMNS)
                 acc, total, finish = join_splits(
-                    acc, largest, total, split, splits, first, KV_HEADS, workspace, weights, semaphores, row, HEAD_DIM
+                    acc, largest, total, split, splits, first, KV_HEADS, workspace, weights, semaphores, row, COLUMNS
                 )
             if finish:
                 value = acc * (v_factor / tl.where(total == 0.0, 1.0, total))[:, None]
@@ -97,15 +110,17 @@ def _kernel(
 
 
 def _check(values: Mapping[str, Constant], _target: Target) -> str:
-    if int(values["HEAD_DIM"]) not in {64, 128}:
-        return f"HEAD_DIM is {values['HEAD_DIM']}, not 64 or 128"
+    if int(values["HEAD_DIM"]) not in HEAD_DIMS:
+        return f"HEAD_DIM is {values['HEAD_DIM']}, not one of {', '.join(map(str, HEAD_DIMS))}"
     return check_group(values)
 
 
 def _name(values: Mapping[str, Constant]) -> str:
     kv, out = "_kvfp8" if values["KV"] == "FP8" else "", "_fp8" if values["OUT"] == "FP8" else ""
     amax = "_amax" if values["AMAX"] else ""
-    return f"q{values['Q_HEADS']}_kv{values['KV_HEADS']}_d{values['HEAD_DIM']}{kv}{out}{amax}"
+    window = f"_window{values['WINDOW']}" if values["WINDOW"] else ""
+    cap = f"_cap{spelled(values['SOFTCAP'])}" if values["SOFTCAP"] else ""
+    return f"q{values['Q_HEADS']}_kv{values['KV_HEADS']}_d{values['HEAD_DIM']}{kv}{out}{amax}{window}{cap}"
 
 
 def _grid(values: Mapping[str, Constant], _step: Step, _profile: Profile) -> Grid:
@@ -114,11 +129,12 @@ def _grid(values: Mapping[str, Constant], _step: Step, _profile: Profile) -> Gri
 
 def _work(values: Mapping[str, Constant], step: Step, _profile: Profile) -> Work:
     q_heads, kv_heads, head_dim = (int(values[name]) for name in ("Q_HEADS", "KV_HEADS", "HEAD_DIM"))
-    history = step.requests * step.context * kv_heads * head_dim * 2 * (1 if values["KV"] == "FP8" else 2)
+    context = min(step.context, int(values["WINDOW"]) or step.context)
+    history = step.requests * context * kv_heads * head_dim * 2 * (1 if values["KV"] == "FP8" else 2)
     queries = step.tokens * q_heads * head_dim * (3 if values["OUT"] == "FP8" else 4)
     return Work(
         bytes=history + queries,
-        bf16_operations=4 * step.tokens * step.context * q_heads * head_dim,
+        bf16_operations=4 * step.tokens * context * q_heads * head_dim,
         blocks=int(values["PROGRAMS"]),
     )
 
@@ -127,7 +143,7 @@ def _workspace(values: Mapping[str, Constant], step: Step, _profile: Profile) ->
     # The sums of all slots that there can be, then the weights of those that the bucket uses: the second part's place
     # does not depend on the bucket.
     slots, rows = max_slots(values, step), int(values["BLOCK_Q"])
-    sums = slots_of(int(values["PROGRAMS"]), rows) * rows * int(values["HEAD_DIM"])
+    sums = slots_of(int(values["PROGRAMS"]), rows) * rows * padded(int(values["HEAD_DIM"]))
     return {"workspace": 4 * (sums + slots * 2 * rows), "semaphores": slots}
 
 
@@ -151,7 +167,7 @@ ATTENTION = GpuKernelSpec(
         GpuArg("workspace", "*fp32", "partial results of splits"),
         GpuArg("semaphores", "*i32", "i32, one for each slot of the workspace; 0 before and after"),
     ),
-    constants=("Q_HEADS", "KV_HEADS", "HEAD_DIM", "KV", "OUT", "AMAX"),
+    constants=("Q_HEADS", "KV_HEADS", "HEAD_DIM", "KV", "OUT", "AMAX", "WINDOW", "SOFTCAP"),
     tunables=("BLOCK_Q", "BLOCK_KV", "PREFETCH", "PROGRAMS"),
     name=_name,
     space=attention_space,
@@ -160,4 +176,5 @@ ATTENTION = GpuKernelSpec(
     cases=attention_cases,
     check=_check,
     workspace=_workspace,
+    defaults={"WINDOW": 0, "SOFTCAP": 0.0},
 )

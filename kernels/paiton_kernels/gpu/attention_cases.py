@@ -24,6 +24,7 @@ from paiton_kernels.gpu.attention_items import (
     max_slots,
     slots_of,
 )
+from paiton_kernels.gpu.attention_tile import padded
 from paiton_kernels.gpu.devices import Target
 from paiton_kernels.gpu.spec import Case, Config, Constant, Step
 from paiton_kernels.numeric_formats import E4M3_MAX, e4m3_values, round_e4m3
@@ -60,12 +61,20 @@ def _ceil(x: int, y: int) -> int:
     return -(-x // y)
 
 
+def _reach(positions: int, values: Mapping[str, Constant]) -> int:
+    """Returns the most KV tiles that a tile of queries of a request with so many positions attends to."""
+    tile, block_kv = int(values["BLOCK_Q"]) // group_of(values), int(values["BLOCK_KV"])
+    every, window = _ceil(positions, block_kv), int(values["WINDOW"])
+    # The first of `window + tile - 1` positions may be the last of a KV tile.
+    return min(every, _ceil(window + tile - 2, block_kv) + 1) if window else every
+
+
 def chosen_length(batch: Batch, values: Mapping[str, Constant]) -> int:
     """Returns the KV tiles of a split that ``schedule`` chooses: the first of the least cost."""
     tile, kv_heads = int(values["BLOCK_Q"]) // group_of(values), int(values["KV_HEADS"])
     programs, block_kv = int(values["PROGRAMS"]), int(values["BLOCK_KV"])
     tiles = [_ceil(count, tile) for count in batch.tokens]
-    history = [_ceil(positions, block_kv) for positions in batch.histories]
+    history = [_reach(positions, values) for positions in batch.histories]
     best, least = 0, None
     for choice in reversed(range(CHOICES.value)):
         length = ((8 + choice % 8) << (choice // 8)) >> 3
@@ -89,15 +98,18 @@ def work_list(batch: Batch, values: Mapping[str, Constant], length: int) -> NDAr
     entries: list[tuple[int, ...]] = []
     slot = 0
     for request, (begin, end) in enumerate(zip(batch.query_start[:-1], batch.query_start[1:], strict=True)):
-        pieces = _ceil(_ceil(batch.histories[request], block_kv), length)
+        pieces = _ceil(_reach(batch.histories[request], values), length)
         for token in range(begin, end, tile)[::-1]:
             tokens = min(tile, end - token)
             history = int(batch.positions[token + tokens - 1]) + 1
-            extent = _ceil(_ceil(history, block_kv), pieces) * block_kv
+            window = int(values["WINDOW"]) or history
+            since = max(0, int(batch.positions[token]) + 1 - window) // block_kv * block_kv
+            extent = _ceil(_ceil(history - since, block_kv), pieces) * block_kv
+            splits = _ceil(history - since, extent)
             for split in range(pieces):
-                last = min((split + 1) * extent, history)
+                last = min(since + (split + 1) * extent, history)
                 first = slot if pieces > 1 else 0
-                entries.append((token, tokens, request, first, split * extent, last, split, _ceil(history, extent)))
+                entries.append((token, tokens, request, first, since + split * extent, last, split, splits))
             slot += pieces if pieces > 1 else 0
     return np.array(entries, np.int32).reshape(-1, ENTRY.value)
 
@@ -130,12 +142,15 @@ class Shape:
     prefetch: int = 1
     programs: int = 6
     warps: int = 4
+    window: int = 0
+    softcap: float = 0.0
 
     @property
     def constants(self) -> dict[str, Constant]:
         """Of the variant."""
         heads = {"Q_HEADS": self.q_heads, "KV_HEADS": self.kv_heads, "HEAD_DIM": self.head_dim}
-        return {**heads, "KV": self.kv, "OUT": self.out, "AMAX": self.amax}
+        special = {"WINDOW": self.window, "SOFTCAP": self.softcap}
+        return {**heads, "KV": self.kv, "OUT": self.out, "AMAX": self.amax, **special}
 
     @property
     def config(self) -> Config:
@@ -204,7 +219,8 @@ def attention_case(name: str, shape: Shape, batch: Batch, length: int, *, bucket
         keys = _decoded(history["keys"][request], float(np.float32(k_scale)))
         values = _decoded(history["values"][request], float(np.float32(v_scale)))
         rows = q[begin:end].astype(np.float64).reshape(-1, shape.q_heads, shape.head_dim)
-        result = attention(rows, keys, values, batch.positions[begin:end], softmax_scale)
+        positions = batch.positions[begin:end]
+        result = attention(rows, keys, values, positions, softmax_scale, shape.window, shape.softcap)
         expected[begin:end] = result.reshape(-1, width)
     arrays: dict[str, Any] = {
         "items": items,
@@ -215,7 +231,7 @@ def attention_case(name: str, shape: Shape, batch: Batch, length: int, *, bucket
         "out": np.zeros((step.tokens, width), ml_dtypes.bfloat16),
         # Poison: partial results that were not written must not be read.
         "workspace": np.full(
-            slots_of(shape.programs, shape.block_q) * shape.block_q * (shape.head_dim + 2), np.nan, np.float32
+            slots_of(shape.programs, shape.block_q) * shape.block_q * (padded(shape.head_dim) + 2), np.nan, np.float32
         ),
         "semaphores": np.zeros(slots, np.int32),
     }
@@ -264,6 +280,17 @@ def attention_cases(_target: Target) -> Iterator[Case]:
     yield attention_case("two levels bf16", Shape(2, 1, 64, "BF16", warps=1), Batch((3,), (1100,)), 2)
     yield attention_case("tall", Shape(8, 2, 128, "BF16", block_q=64, block_kv=32), Batch((33, 1), (3, 40)), 2)
     yield attention_case("no prefetch", Shape(8, 2, 64, "FP8", prefetch=0, programs=8), MIXED, 1)
+    local = Shape(8, 2, 64, "BF16", window=20)
+    yield attention_case("window", local, MIXED, _WHOLE, bucket=32)
+    yield attention_case("window split", replace(local, block_kv=16, programs=12), MIXED, 1, bucket=32)
+    narrow = Shape(4, 1, 128, "FP8", window=5, block_q=32, softcap=5.0, programs=8)
+    yield attention_case("narrow window", narrow, Batch((20, 1), (30, 77)), 1)
+    yield attention_case("softcap", Shape(4, 2, 64, "BF16", softcap=3.0), MIXED, 2, bucket=32)
+    yield attention_case("heads of 96", Shape(4, 4, 96, "BF16", programs=9), MIXED, 1, bucket=32)
+    yield attention_case("heads of 96 in bytes", Shape(4, 2, 96, "FP8", prefetch=0), DECODE, 2)
+    yield attention_case("heads of 96 in words", Shape(4, 2, 96, "FP8", out="FP8"), DECODE, _WHOLE)
+    yield attention_case("heads of 256", Shape(4, 2, 256, "BF16", window=40, warps=8), MIXED, _WHOLE)
+    yield attention_case("heads of 256 in words", Shape(4, 1, 256, "FP8", amax=1, softcap=50.0), DECODE, 1)
 
 
 def schedule_case(name: str, shape: Shape, batch: Batch, bucket: Step) -> Case:
@@ -282,7 +309,7 @@ def schedule_case(name: str, shape: Shape, batch: Batch, bucket: Step) -> Case:
         "positions": np.concatenate([batch.positions, np.full(bucket.tokens - tokens, 7, np.int32)]),
         "items": np.full(words, -1, np.int32),
     }
-    constants = {"Q_HEADS": shape.q_heads, "KV_HEADS": shape.kv_heads}
+    constants = {"Q_HEADS": shape.q_heads, "KV_HEADS": shape.kv_heads, "WINDOW": shape.window}
     tiles = {"BLOCK_Q": shape.block_q, "BLOCK_KV": shape.block_kv}
     config = Config.of(4, 1, None, PROGRAMS=shape.programs, **tiles)
     return Case(name, constants, bucket, arrays, {}, {"items": expected}, {"items": "exact"}, (config,))
@@ -301,5 +328,9 @@ def schedule_cases() -> Iterator[Case]:
     yield schedule_case("mixed", Shape(9, 3, 64, "BF16", programs=64), MIXED, Step(32, 8))
     tall = Shape(32, 8, 128, "FP8", block_q=128, block_kv=64, programs=304)
     yield schedule_case("prompts", tall, Batch((1, 700, 1, 900), (4000, 0, 12, 3000)), Step(2048, 32))
+    local = replace(one, window=1024)
+    yield schedule_case("window", local, Batch((1, 1), (131071, 300)), Step(2, 2))
+    local = replace(tall, window=100, programs=64)
+    yield schedule_case("windows of prompts", local, Batch((1, 300, 70), (4000, 50, 0)), Step(512, 8))
     yield schedule_case("empty", one, Batch((), ()), Step(2, 2))
     yield schedule_case("nothing new", one, Batch((1, 0, 2), (40, 30, 3000)), Step(4, 4))

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from paiton_kernels.gpu.attention_items import FAN_IN
-from paiton_kernels.gpu.attention_tile import LOWEST
+from paiton_kernels.gpu.attention_tile import LOWEST, padded
 from paiton_kernels.gpu.fp8 import reciprocal, to_fp8
 from paiton_kernels.gpu.last_arriver import arrives_last
 
@@ -127,19 +127,22 @@ def write_output(
     """Stores the rows of a tile: rounded to bf16 and, for OUT=FP8, from there to FP8.
 
     Args:
-        value: f32[BLOCK_Q][HEAD_DIM].
+        value: f32[BLOCK_Q][padded(HEAD_DIM)]; zeros behind the head.
         token: i32[BLOCK_Q], in the batch.
         head: i32[BLOCK_Q], of the query.
         real: whether a row is one.
     """
     rounded = value.to(tl.bfloat16)
-    column = tl.arange(0, HEAD_DIM)
+    column = tl.arange(0, padded(HEAD_DIM))
+    inside = real[:, None]
+    if padded(HEAD_DIM) != HEAD_DIM:
+        inside &= (column < HEAD_DIM)[None, :]
     to = out + (token.to(tl.int64) * (Q_HEADS * HEAD_DIM) + head * HEAD_DIM)[:, None] + column[None, :]
     if OUT == "FP8":
         inverse = reciprocal(tl.load(out_scale), FP8_UNIT)
-        tl.store(to, to_fp8(rounded.to(tl.float32), inverse, FP8_UNIT, out.dtype.element_ty), mask=real[:, None])
+        tl.store(to, to_fp8(rounded.to(tl.float32), inverse, FP8_UNIT, out.dtype.element_ty), mask=inside)
     else:
-        tl.store(to, rounded, mask=real[:, None])
+        tl.store(to, rounded, mask=inside)
     if AMAX:
         largest = tl.max(tl.abs(rounded.to(tl.float32)), axis=1)
         # The bits of floats that are not negative are ordered as integers are.

@@ -20,6 +20,12 @@ def blocks_of(table, start, end, BLOCK_KV: tl.constexpr):
     return tl.load(table + position // _BLOCK_TOKENS)
 
 
+@triton.constexpr_function
+def padded(head_dim: int) -> int:
+    """Returns the columns of a tile: those of a head, up to a power of two."""
+    return 1 << (head_dim - 1).bit_length()
+
+
 @triton.jit
 def load_history(
     keys, kv_block_stride, block, start, end, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, WORDS: tl.constexpr
@@ -36,7 +42,7 @@ def load_history(
             so that the loop would wait for the tile that it prefetches.
 
     Returns:
-        K and V, [BLOCK_KV][HEAD_DIM] each as stored, or i32[BLOCK_KV][HEAD_DIM / 4].
+        K and V, [BLOCK_KV][padded(HEAD_DIM)] each as stored, zeros behind the head, or a fourth of that in i32.
     """
     position = tl.minimum(start + tl.arange(0, block.shape[0]), end - 1)
     BF16: tl.constexpr = keys.dtype.element_ty == tl.bfloat16
@@ -44,8 +50,16 @@ def load_history(
     element = block.to(tl.int64) * (kv_block_stride >> BF16) + position % _BLOCK_TOKENS * HEAD_DIM
     PACK: tl.constexpr = 4 if WORDS else 1
     pointer = keys.to(tl.pointer_type(tl.int32)) if WORDS else keys
-    at = pointer + (element // PACK)[:, None] + tl.arange(0, HEAD_DIM // PACK)[None, :]
-    return tl.load(at), tl.load(at + KV_HEADS * _BLOCK_TOKENS * HEAD_DIM // PACK)
+    column = tl.arange(0, padded(HEAD_DIM) // PACK)
+    at = pointer + (element // PACK)[:, None] + column[None, :]
+    to_value: tl.constexpr = KV_HEADS * _BLOCK_TOKENS * HEAD_DIM // PACK
+    if padded(HEAD_DIM) == HEAD_DIM:
+        key, value = tl.load(at), tl.load(at + to_value)
+    else:
+        zero: tl.constexpr = 0 if WORDS else 0.0
+        inside = (column < HEAD_DIM // PACK)[None, :]
+        key, value = tl.load(at, mask=inside, other=zero), tl.load(at + to_value, mask=inside, other=zero)
+    return key, value
 
 
 @triton.jit
@@ -63,7 +77,23 @@ def as_bf16(stored, dtype: tl.constexpr):
 
 
 @triton.jit
-def attend(query, acc, largest, total, key, value, start, end, everyone, visible, scale, dtype: tl.constexpr):
+def attend(
+    query,
+    acc,
+    largest,
+    total,
+    key,
+    value,
+    start,
+    end,
+    since,
+    everyone,
+    visible,
+    scale,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    dtype: tl.constexpr,
+):
     """Adds a tile of history to the running softmax of a tile of queries.
 
     Args:
@@ -75,18 +105,31 @@ def attend(query, acc, largest, total, key, value, start, end, everyone, visible
         value: likewise.
         start: first position.
         end: of the split, exclusive.
+        since: positions from this one on are attended to by every row, as far as its window goes (WINDOW).
         everyone: positions below this are attended to by every row.
         visible: i32[BLOCK_Q], the last position that each row attends to.
-        scale: what scores are multiplied by, log2(e) included: weights are powers of 2.
+        scale: what scores are multiplied by, log2(e) included: weights are powers of 2. With a SOFTCAP, what they are
+            multiplied by before exp2 gives exp(2 * score / SOFTCAP).
+        WINDOW: positions that a row attends to at most; 0 is all.
+        SOFTCAP: scores are SOFTCAP * tanh(score / SOFTCAP); 0 is none.
 
     Returns:
         acc, largest, total.
     """
     score = tl.dot(query, as_bf16(key, dtype).T) * scale
-    if start + key.shape[0] > everyone:
+    if SOFTCAP != 0.0:
+        CAP: tl.constexpr = SOFTCAP * 1.4426950408889634
+        score = CAP - 2.0 * CAP / (1.0 + tl.exp2(score))
+    masked = start + key.shape[0] > everyone
+    if WINDOW > 0:
+        masked |= start < since
+    if masked:
         position = start + tl.arange(0, key.shape[0])
         last = tl.minimum(visible, end - 1)
-        score = tl.where(position[None, :] <= last[:, None], score, float("-inf"))
+        seen = position[None, :] <= last[:, None]
+        if WINDOW > 0:
+            seen &= position[None, :] > (visible - WINDOW)[:, None]
+        score = tl.where(seen, score, float("-inf"))
     now = tl.maximum(largest, tl.max(score, axis=1))
     weight = tl.exp2(score - now[:, None])
     decay = tl.exp2(largest - now)
@@ -99,6 +142,7 @@ def attend(query, acc, largest, total, key, value, start, end, everyone, visible
 def attend_range(
     query,
     visible,
+    since,
     everyone,
     keys,
     kv_block_stride,
@@ -107,28 +151,31 @@ def attend_range(
     end,
     scale,
     KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
     BLOCK_KV: tl.constexpr,
     PREFETCH: tl.constexpr,
 ):
     """Attention of a tile of queries to the positions begin..end, before the division by the sum of weights.
 
     Args:
-        query: bf16[BLOCK_Q][HEAD_DIM].
+        query: bf16[BLOCK_Q][padded(HEAD_DIM)], zeros behind the head.
         visible: i32[BLOCK_Q], the last position that each row attends to; -1 for rows that are none.
+        since: as in :func:`attend`.
         everyone: positions below this are attended to by every row.
         keys: this KV head's K in block 0.
         kv_block_stride: bytes, i64.
         table: the request's row of the block tables.
         begin: first position.
         end: exclusive; above begin.
-        scale: what scores are multiplied by, log2(e) included.
+        scale: as in :func:`attend`.
         PREFETCH: 1 to load each tile of K and V into registers one iteration ahead, 0 to leave it to the compiler. KV
             blocks are looked up one iteration ahead of that in both cases.
 
     Returns:
-        acc f32[BLOCK_Q][HEAD_DIM], largest f32[BLOCK_Q] and total f32[BLOCK_Q], as in :func:`attend`.
+        acc f32[BLOCK_Q][padded(HEAD_DIM)], largest f32[BLOCK_Q] and total f32[BLOCK_Q], as in :func:`attend`.
     """
-    HEAD_DIM: tl.constexpr = query.shape[1]
     dtype: tl.constexpr = keys.dtype.element_ty
     WORDS: tl.constexpr = PREFETCH and dtype != tl.bfloat16
     acc = tl.zeros(query.shape, tl.float32)
@@ -148,6 +195,7 @@ def attend_range(
         else:
             key, value = loaded
         acc, largest, total = attend(
-            query, acc, largest, total, key, value, start, end, everyone, visible, scale, dtype
+            *(query, acc, largest, total, key, value, start, end, since, everyone, visible, scale),
+            *(WINDOW, SOFTCAP, dtype),
         )
     return acc, largest, total

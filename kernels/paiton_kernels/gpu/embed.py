@@ -1,4 +1,7 @@
-"""``embed``: rows of the embedding table, as the residual stream."""
+"""``embed``: rows of the embedding table, times a scale that a model may have, as the residual stream.
+
+With ranks, each has a share of the table's rows, and leaves zeros for a token whose row is another's.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import triton.language as tl
 
 from paiton_kernels.embed import embed
 from paiton_kernels.gpu.devices import Profile, Target, target_named
-from paiton_kernels.gpu.spec import Case, Config, Constant, GpuArg, GpuKernelSpec, Grid, Step, Work
+from paiton_kernels.gpu.spec import Case, Config, Constant, GpuArg, GpuKernelSpec, Grid, Step, Work, spelled
 
 
 def _kernel(
@@ -20,9 +23,12 @@ def _kernel(
     token_ids,
     last_token,
     table,
+    first_row,
     out,
     HIDDEN: tl.constexpr,
     ROW_STRIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+    SCALE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     token = tl.program_id(0)
@@ -33,8 +39,15 @@ def _kernel(
         row = tl.load(last_token - 1 - row)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < HIDDEN
-    value = tl.load(table + row.to(tl.int64) * ROW_STRIDE + column, mask=inside, other=0.0)
-    tl.store(out + token.to(tl.int64) * HIDDEN + column, value.to(tl.float32), mask=inside)
+    read = inside
+    if ROWS:
+        row -= first_row.to(tl.int32)
+        read &= (row >= 0) & (row < ROWS)
+    value = tl.load(table + row.to(tl.int64) * ROW_STRIDE + column, mask=read, other=0.0)
+    value = value.to(tl.float32)
+    if SCALE != 1.0:
+        value *= SCALE
+    tl.store(out + token.to(tl.int64) * HIDDEN + column, value, mask=inside)
 
 
 def _grid(values: Mapping[str, Constant], step: Step, _profile: Profile) -> Grid:
@@ -60,17 +73,21 @@ def _check(values: Mapping[str, Constant], _target: Target) -> str:
 
 def _name(values: Mapping[str, Constant]) -> str:
     stride = "" if values["HIDDEN"] == values["ROW_STRIDE"] else f"_s{values['ROW_STRIDE']}"
-    return f"h{values['HIDDEN']}{stride}"
+    scale = "" if values["SCALE"] == 1.0 else f"_x{spelled(values['SCALE'])}"
+    share = f"_r{values['ROWS']}" if values["ROWS"] else ""
+    return f"h{values['HIDDEN']}{stride}{share}{scale}"
 
 
 def _cases(_target: Target) -> Iterator[Case]:
-    """Rows by token id and by what a slot sampled last, in a bucket with a token to spare."""
+    """Rows by token id and by what a slot sampled last, in a bucket with a token to spare; also of a share."""
     random = np.random.default_rng(1)
     token_ids, last_token = np.array([5, -1 - 3, 2, 0], np.int32), np.array([0, 0, 0, 36], np.int32)
-    for hidden, stride in ((576, 576), (1536, 1544), (100, 103)):
-        table = random.standard_normal((37, stride)).astype(ml_dtypes.bfloat16)
+    shapes = ((576, 576, 1.0, 0, 0), (1536, 1544, 1.0, 0, 0), (100, 103, 1.0, 0, 0), (256, 256, 33.5, 0, 0))
+    for hidden, stride, scale, rows, first_row in (*shapes, (576, 576, 1.0, 32, 5), (576, 576, 1.0, 5, 0)):
+        table = random.standard_normal((rows or 37, stride)).astype(ml_dtypes.bfloat16)
         expected = np.full((4, hidden), np.nan)
-        expected[:3] = embed(np.array([5, 36, 2], np.int32), table[:, :hidden].astype(np.float64), 0)
+        found = embed(np.array([5, 36, 2], np.int32), table[:, :hidden].astype(np.float64), first_row)
+        expected[:3] = found * scale
         arrays: dict[str, Any] = {
             "counts": np.array([3, 1, 1, 0], np.int32),
             "token_ids": token_ids,
@@ -78,8 +95,10 @@ def _cases(_target: Target) -> Iterator[Case]:
             "table": table,
             "out": np.zeros((4, hidden), np.float32),
         }
-        constants = {"HIDDEN": hidden, "ROW_STRIDE": stride}
-        yield Case(f"h{hidden}", constants, Step(4, 1), arrays, {}, {"out": expected}, {"out": "exact"})
+        constants = {"HIDDEN": hidden, "ROW_STRIDE": stride, "SCALE": scale, "ROWS": rows}
+        name = f"h{hidden}_r{rows}" if rows else f"h{hidden}"
+        scalars = {"first_row": first_row}
+        yield Case(name, constants, Step(4, 1), arrays, scalars, {"out": expected}, {"out": "exact"})
 
 
 EMBED = GpuKernelSpec(
@@ -90,9 +109,10 @@ EMBED = GpuKernelSpec(
         GpuArg("token_ids", "*i32", "i32[T]: a row of the table, or -1 - s for what slot s sampled last"),
         GpuArg("last_token", "*i32", "i32[slots]: what each slot sampled last"),
         GpuArg("table", "*bf16", "bf16[rows][ROW_STRIDE], of which HIDDEN are used"),
+        GpuArg("first_row", "i64", "of the model's table, that is the first here (ROWS > 0)"),
         GpuArg("out", "*fp32", "f32[T][HIDDEN]"),
     ),
-    constants=("HIDDEN", "ROW_STRIDE"),
+    constants=("HIDDEN", "ROW_STRIDE", "ROWS", "SCALE"),
     tunables=("BLOCK",),
     name=_name,
     space=_space,
@@ -100,4 +120,5 @@ EMBED = GpuKernelSpec(
     work=_work,
     cases=_cases,
     check=_check,
+    defaults={"ROWS": 0, "SCALE": 1.0},
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from paiton_kernels.gpu.all_gather import ALL_GATHER
+from paiton_kernels.gpu.all_reduce import ALL_REDUCE
 from paiton_kernels.gpu.attention import ATTENTION
 from paiton_kernels.gpu.embed import EMBED
 from paiton_kernels.gpu.linear import LINEAR
@@ -13,5 +15,6 @@ from paiton_kernels.gpu.sample_history import HISTORY
 from paiton_kernels.gpu.schedule import SCHEDULE
 
 _FORWARD = (EMBED, ROPE_TABLE, NORM, QUANTIZE, LINEAR, SCHEDULE, ATTENTION)
+_COLLECTIVE = (ALL_REDUCE, ALL_GATHER)
 
-FAMILIES = {spec.family: spec for spec in (*_FORWARD, *SAMPLE_CHAIN, HISTORY)}
+FAMILIES = {spec.family: spec for spec in (*_FORWARD, *_COLLECTIVE, *SAMPLE_CHAIN, HISTORY)}

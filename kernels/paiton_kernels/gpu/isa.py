@@ -55,7 +55,7 @@ class LoopFacts:
         index_bytes: bytes loaded from global memory only to address other loads.
         matrix: matrix instructions by kind.
         operations: multiplications and additions of the matrix instructions; 0 where the text does not say (tcgen05).
-        f32_adds: additions of f32 that are not part of a matrix instruction, per lane.
+        f32_adds: additions of f32 that are not part of a matrix instruction, per lane, fused with a product or not.
         promotions: f32 additions per lane that FP8 warp-group products need if each is promoted every
             PROMOTION_INTERVAL elements of K (Hopper).
     """
@@ -150,6 +150,12 @@ def _matrix(instructions: Iterable[Instruction]) -> Mapping[MatrixKind, int]:
     return Counter(item[0] for item in found if item is not None)
 
 
+_F32_ADDS = (
+    *("add.f32", "add.rn.f32", "add.ftz.f32", "fma.rn.f32", "fma.rn.ftz.f32"),
+    *("v_add_f32", "v_pk_add_f32", "v_fma_f32", "v_fmac_f32", "v_pk_fma_f32"),
+)
+
+
 def _loop_facts(instructions: list[Instruction], target: Target) -> LoopFacts:
     loads: Counter[int] = Counter()
     operations = adds = promotions = index_bytes = 0
@@ -160,7 +166,7 @@ def _loop_facts(instructions: list[Instruction], target: Target) -> LoopFacts:
             index_bytes += width * lanes
         elif width:
             loads[width] += width * lanes
-        if instruction.opcode.startswith(("add.f32", "add.rn.f32", "add.ftz.f32", "v_add_f32", "v_pk_add_f32")):
+        if instruction.opcode.startswith(_F32_ADDS):
             adds += 2 if "f32x2" in instruction.opcode or "_pk_" in instruction.opcode else 1
         if multiplication := _matrix_instruction(instruction.opcode):
             (unit, element), (m, n, k) = multiplication

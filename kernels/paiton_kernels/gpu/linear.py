@@ -1,8 +1,8 @@
 """``linear``: activations times a weight matrix [N, K], fused with what comes after it.
 
 One launch for every step size: tiles of few rows and split K where the weights' bytes are the cost, large tiles where
-the matrix units are. Behind the product: store, add to the residual stream, SiLU-mul, or RoPE with the write of K and V
-into the cache.
+the matrix units are. Behind the product: a bias, then store, add to the residual stream, a gate (SILU, GELU), or norms
+of heads and RoPE with the write of K and V into the cache.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import triton.language as tl
 from paiton_kernels.gpu.fp8 import dynamic_scale, reciprocal
 from paiton_kernels.gpu.last_arriver import arrives_last
 from paiton_kernels.gpu.linear_cases import cases
-from paiton_kernels.gpu.linear_epilogue import scale_rows, store_plain, store_rope, store_silu
-from paiton_kernels.gpu.linear_shape import check, grid, name, work, workspace
+from paiton_kernels.gpu.linear_epilogue import scale_rows, store_gated, store_plain, store_rope
+from paiton_kernels.gpu.linear_shape import OPTIONAL, check, grid, name, work, workspace
 from paiton_kernels.gpu.linear_space import space
-from paiton_kernels.gpu.linear_tile import place, product, store_part, sum_of_parts, weight_rows
+from paiton_kernels.gpu.linear_tile import place, product, scale_stride, store_part, sum_of_parts, weight_rows
 from paiton_kernels.gpu.spec import GpuArg, GpuKernelSpec
 
 
@@ -40,6 +40,10 @@ def _kernel(
     v_scale,
     workspace,
     semaphores,
+    bias,
+    q_norm,
+    k_norm,
+    norm_eps,
     N: tl.constexpr,
     K: tl.constexpr,
     ROW_STRIDE: tl.constexpr,
@@ -54,6 +58,11 @@ def _kernel(
     KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     KV: tl.constexpr,
+    SCALE_ROWS: tl.constexpr,
+    BIAS: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    HEAD_NORM: tl.constexpr,
+    NORM_OFFSET: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -65,7 +74,8 @@ def _kernel(
 ):
     TILES_N: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
     # From the first to the second member of a pair of rows that the epilogue takes together; 0 for STORE and ADD.
-    HALF: tl.constexpr = N // 2 if EPILOGUE == "SILU" else HEAD_DIM // 2
+    HALF: tl.constexpr = N // 2 if EPILOGUE == "SILU" or EPILOGUE == "GELU" else HEAD_DIM // 2
+    SCALED: tl.constexpr = WEIGHT != "BF16" and SCALE_ROWS == 0
     rows = tl.load(counts + (2 if ROWS == "LOGITS" else 0))
     tiles_m = (rows + BLOCK_M - 1) // BLOCK_M
     program = tl.program_id(0)
@@ -83,8 +93,11 @@ def _kernel(
     inverse = tl.full((BLOCK_M,), 1.0, tl.float32)
     if A_SCALE == "AMAX":
         inverse = reciprocal(dynamic_scale(tl.load(a_scale + row)), FP8_UNIT)
+    w_scale = scale
+    if SCALE_ROWS > 0:
+        w_scale += (w_first + w_row) // SCALE_ROWS * scale_stride(K)
     tile = product(
-        *(x_tile, x_row, w_tile, w_row, inverse, split, K, ROW_STRIDE, A, A_SCALE),
+        *(x_tile, x_row, w_tile, w_row, inverse, w_scale, split, K, ROW_STRIDE, A, A_SCALE, SCALE_ROWS),
         *(BLOCK_M, BLOCK_N, BLOCK_K, SPLIT_K, SWAP, FP8_UNIT),
     )
 
@@ -100,19 +113,20 @@ def _kernel(
     tile = scale_rows(tile, a_scale, row, A_SCALE, WEIGHT, FP8_UNIT)
     if HALF == 0:
         store_plain(
-            *(tile, scale, row, real, first_column, out, out_stride),
-            *(N, WEIGHT, EPILOGUE, BLOCK_N),
+            *(tile, scale, bias, row, real, first_column, out, out_stride),
+            *(N, SCALED, BIAS, SOFTCAP, EPILOGUE, BLOCK_N),
         )
-    elif EPILOGUE == "SILU":
-        store_silu(
-            *(tile, scale, row, real, first_column, out, out_scale, out_amax),
-            *(N, WEIGHT, OUT, AMAX, BLOCK_M, BLOCK_N, FP8_UNIT),
+    elif EPILOGUE != "ROPE":
+        store_gated(
+            *(tile, scale, bias, row, real, first_column, out, out_scale, out_amax),
+            *(N, SCALED, BIAS, EPILOGUE, OUT, AMAX, BLOCK_M, BLOCK_N, FP8_UNIT),
         )
     else:
         store_rope(
-            *(tile, scale, row, real, first_column, out, rope),
+            *(tile, scale, bias, row, real, first_column, out, rope),
             *(positions, request_of, block_tables, block_table_stride, kv, kv_block_stride, k_scale, v_scale),
-            *(N, WEIGHT, Q_HEADS, KV_HEADS, HEAD_DIM, KV, BLOCK_M, BLOCK_N, FP8_UNIT),
+            *(q_norm, k_norm, norm_eps, N, SCALED, BIAS, HEAD_NORM, NORM_OFFSET),
+            *(Q_HEADS, KV_HEADS, HEAD_DIM, KV, BLOCK_M, BLOCK_N, FP8_UNIT),
         )
 
 
@@ -121,11 +135,16 @@ LINEAR = GpuKernelSpec(
     function=_kernel,
     args=(
         GpuArg("counts", "*i32", "i32[4]: tokens, requests, logits rows of this step, 0"),
-        GpuArg("a", "@A", "[M][K] bf16 or e4m3fn codes; M is the step's tokens or logits rows"),
+        GpuArg("a", "@A", "[M][K] bf16, e4m3fn codes, or f32 (A_SCALE=GROUP); M is the step's tokens or logits rows"),
         GpuArg("a_scale", "*fp32", "of a: f32[1] (A_SCALE=TENSOR), f32[T] (ROW), f32[T] largest magnitudes (AMAX)"),
         GpuArg("weight", "@WEIGHT", "[N][ROW_STRIDE] e4m3fn codes, int8 or bf16"),
-        GpuArg("scale", "*fp32", "f32[N]: what each output is multiplied by (not WEIGHT=BF16)"),
-        GpuArg("out", "@OUT", "[M][out_stride] (STORE), [M][N] (ADD), [M][N / 2] (SILU), [M][Q_HEADS * D] (ROPE)"),
+        GpuArg(
+            "scale",
+            "*fp32",
+            "f32[N]: what each output is multiplied by (not WEIGHT=BF16), or f32[ceil(N / SCALE_ROWS)][stride]: "
+            "what each block of weights is multiplied by (SCALE_ROWS > 0)",
+        ),
+        GpuArg("out", "@OUT", "[M][out_stride] (STORE), [M][N] (ADD), [M][N / 2] (gates), [M][Q_HEADS * D] (ROPE)"),
         GpuArg("out_stride", "i64", "elements from one row of out to the next (STORE)"),
         GpuArg("out_scale", "*fp32", "f32[1]: what the codes in out are multiplied by (OUT=FP8)"),
         GpuArg("out_amax", "*fp32", "f32[T]: raised to the largest magnitude of each row of out (AMAX=1)"),
@@ -140,6 +159,10 @@ LINEAR = GpuKernelSpec(
         GpuArg("v_scale", "*fp32", "f32[1]: what a stored V is multiplied by (KV=FP8)"),
         GpuArg("workspace", "*fp32", "f32[tiles][SPLIT_K][BLOCK_M][BLOCK_N] (SPLIT_K > 1)"),
         GpuArg("semaphores", "*i32", "i32[tiles], zero before and after a launch (SPLIT_K > 1)"),
+        GpuArg("bias", "*fp32", "f32[N]: added to each output, before what the epilogue does (BIAS=1)"),
+        GpuArg("q_norm", "*bf16", "bf16[HEAD_DIM]: weight of the RMSNorm of each head of q (HEAD_NORM=1)"),
+        GpuArg("k_norm", "*bf16", "bf16[HEAD_DIM]: likewise of k (HEAD_NORM=1)"),
+        GpuArg("norm_eps", "fp32", "added to the mean of squares of a head (HEAD_NORM=1)"),
     ),
     constants=(
         "N",
@@ -156,6 +179,11 @@ LINEAR = GpuKernelSpec(
         "KV_HEADS",
         "HEAD_DIM",
         "KV",
+        "SCALE_ROWS",
+        "BIAS",
+        "SOFTCAP",
+        "HEAD_NORM",
+        "NORM_OFFSET",
     ),
     tunables=("BLOCK_M", "BLOCK_N", "BLOCK_K", "SPLIT_K", "GROUP_M", "DIES", "SWAP"),
     name=name,
@@ -165,4 +193,5 @@ LINEAR = GpuKernelSpec(
     cases=cases,
     check=check,
     workspace=workspace,
+    defaults=OPTIONAL,
 )

@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paiton_kernels.gpu.devices import DEFAULT_PROFILES, PROFILES, Target
-from paiton_kernels.gpu.linear_shape import workspace
+from paiton_kernels.gpu.linear_shape import OPTIONAL, SCALE_COLUMNS, workspace
 from paiton_kernels.gpu.linear_space import space
+from paiton_kernels.gpu.linear_tile import scale_stride
 from paiton_kernels.gpu.spec import Case, Config, Constant, Step
-from paiton_kernels.linear import kv_slots, linear, rotate, silu_mul
+from paiton_kernels.linear import gelu_mul, kv_slots, linear, rotate, silu_mul, soft_cap
 from paiton_kernels.numeric_formats import E4M3_MAX, round_bf16, round_e4m3
 from paiton_kernels.pack import activations
 from paiton_kernels.spec import KV_BLOCK_TOKENS
@@ -28,6 +29,9 @@ STATIC = {"A": "FP8", "A_SCALE": "TENSOR", "WEIGHT": "FP8"}
 ROW = {"A": "FP8", "A_SCALE": "ROW", "WEIGHT": "FP8"}
 AMAX = {"A": "BF16", "A_SCALE": "AMAX", "WEIGHT": "FP8"}
 
+BLOCK: dict[str, Constant] = {**FP8_WEIGHT, "SCALE_ROWS": 128}
+GROUP: dict[str, Constant] = {"A": "BF16", "A_SCALE": "GROUP", "WEIGHT": "FP8", "SCALE_ROWS": 128}
+
 STORE: dict[str, Constant] = {"EPILOGUE": "STORE", "OUT": "FP32"}
 LOGITS: dict[str, Constant] = {**STORE, "ROWS": "LOGITS"}
 ADD: dict[str, Constant] = {"EPILOGUE": "ADD", "OUT": "FP32"}
@@ -36,8 +40,21 @@ SILU_AMAX: dict[str, Constant] = {**SILU, "AMAX": 1}
 SILU_FP8: dict[str, Constant] = {"EPILOGUE": "SILU", "OUT": "FP8"}
 ROPE: dict[str, Constant] = {"EPILOGUE": "ROPE", "OUT": "BF16", "Q_HEADS": 3, "KV_HEADS": 1, "HEAD_DIM": 32}
 ROPE_FP8: dict[str, Constant] = {**ROPE, "KV": "FP8"}
+CAPPED: dict[str, Constant] = {**LOGITS, "SOFTCAP": 30.0}
+GELU: dict[str, Constant] = {"EPILOGUE": "GELU", "OUT": "BF16"}
+GELU_FP8: dict[str, Constant] = {"EPILOGUE": "GELU", "OUT": "FP8"}
+HEAD_NORM: dict[str, Constant] = {**ROPE, "HEAD_NORM": 1}
 
-DEFAULTS: dict[str, Constant] = {"ROWS": "TOKENS", "AMAX": 0, "Q_HEADS": 0, "KV_HEADS": 0, "HEAD_DIM": 0, "KV": "BF16"}
+DEFAULTS: dict[str, Constant] = {
+    "ROWS": "TOKENS",
+    "AMAX": 0,
+    "Q_HEADS": 0,
+    "KV_HEADS": 0,
+    "HEAD_DIM": 0,
+    "KV": "BF16",
+    **OPTIONAL,
+}
+NORM_EPS = 1e-5
 _OUT_PADDING = 8
 """Elements between rows of STORE's output."""
 
@@ -55,8 +72,21 @@ class _Inputs:
         self.arrays: dict[str, Array] = {}
         n, k, stride = (int(constants[name]) for name in ("N", "K", "ROW_STRIDE"))
         weight, scale = self._weight(str(constants["WEIGHT"]), n, stride)
-        x, x_scale = self._activations(str(constants["A_SCALE"]), bucket, k)
+        if constants["SCALE_ROWS"]:
+            weight, scale = self._scaled_blocks(weight[:, :k], int(constants["SCALE_ROWS"])), None
+        x, x_scale = self._activations(str(constants["A"]), str(constants["A_SCALE"]), bucket, k)
         self.product = linear(x[:count], x_scale[:count], weight[:, :k], scale)
+        if constants["BIAS"]:
+            self.arrays["bias"] = (self.random.standard_normal(n) * 2).astype(np.float32)
+            self.product += self.arrays["bias"]
+
+    def _scaled_blocks(self, weight: Array, rows: int) -> Array:
+        """Gives every block of weights a scale, and returns the weights that they make."""
+        n, k = weight.shape
+        scale = (self.random.uniform(0.2, 2, (-(-n // rows), scale_stride(k))) / 64).astype(np.float32)
+        self.arrays["scale"] = scale
+        spread = np.repeat(np.repeat(scale.astype(np.float64), rows, 0), SCALE_COLUMNS, 1)
+        return np.asarray(weight * spread[: weight.shape[0], : weight.shape[1]])
 
     def _weight(self, storage: str, n: int, stride: int) -> tuple[Array, Array | None]:
         """Makes the weights, padding included: the padding must not matter, so it is large."""
@@ -74,28 +104,40 @@ class _Inputs:
             self.arrays["weight"] = codes_of(stored)
         return stored, scale.astype(np.float64)
 
-    def _activations(self, a_scale: str, bucket: int, k: int) -> tuple[Array, Array]:
+    def _activations(self, storage: str, a_scale: str, bucket: int, k: int) -> tuple[Array, Array]:
         values = round_bf16(self.random.standard_normal((bucket, k)) * self.random.uniform(0.1, 4, (bucket, 1)))
-        if a_scale in ("NONE", "AMAX"):
-            self.arrays["a"] = values.astype(ml_dtypes.bfloat16)
+        if a_scale in ("NONE", "AMAX", "GROUP"):
+            self.arrays["a"] = values.astype(np.float32 if storage == "FP32" else ml_dtypes.bfloat16)
         if a_scale == "NONE":
             return values, np.ones(bucket)
+        if a_scale == "GROUP":
+            groups = np.zeros((bucket, -(-k // SCALE_COLUMNS) * SCALE_COLUMNS))
+            groups[:, :k] = values
+            x, scale, _ = _quantized(groups.reshape(-1, SCALE_COLUMNS))
+            return (x * scale[:, None]).reshape(bucket, -1)[:, :k], np.ones(bucket)
         if a_scale == "AMAX":
-            # In the kernel's f32 arithmetic: a sum shows every tie that is rounded the other way.
-            largest = np.abs(values).max(axis=1).astype(np.float32)
-            scale = largest / np.float32(E4M3_MAX)
-            self.arrays["a_scale"] = largest
-            return round_e4m3(values.astype(np.float32) * (1 / scale)[:, None]), scale.astype(np.float64)
+            x, x_scale, self.arrays["a_scale"] = _quantized(values)
+            return x, x_scale
         if a_scale == "TENSOR":
-            scale = np.float32(1 / 60)
-            x, x_scale = activations(values, act="FP8_STATIC", input_scale=float(scale))
-            self.arrays["a_scale"] = np.array([scale])
+            static = np.float32(1 / 60)
+            x, x_scale = activations(values, act="FP8_STATIC", input_scale=float(static))
+            self.arrays["a_scale"] = np.array([static])
         else:
             x, x_scale = activations(values, act="FP8_DYNAMIC")
             x_scale = x_scale.astype(np.float32).astype(np.float64)
             self.arrays["a_scale"] = x_scale.astype(np.float32)
         self.arrays["a"] = codes_of(x)
         return x, x_scale
+
+
+def _quantized(values: Array) -> tuple[Array, Array, Array]:
+    """Returns rows in e4m3, what they are multiplied by, and their largest magnitudes.
+
+    In the kernel's f32 arithmetic: a sum shows every tie that is rounded the other way.
+    """
+    largest: Array = np.abs(values).max(axis=1).astype(np.float32)
+    scale = largest / np.float32(E4M3_MAX)
+    return round_e4m3(values.astype(np.float32) * (1 / scale)[:, None]), scale.astype(np.float64), largest
 
 
 def _within(bucket: int, rows: Array) -> Array:
@@ -105,8 +147,8 @@ def _within(bucket: int, rows: Array) -> Array:
     return expected
 
 
-def _silu(inputs: _Inputs, constants: Mapping[str, Constant], bucket: int) -> tuple[dict[str, Array], dict[str, str]]:
-    value = round_bf16(silu_mul(inputs.product))
+def _gate(inputs: _Inputs, constants: Mapping[str, Constant], bucket: int) -> tuple[dict[str, Array], dict[str, str]]:
+    value = round_bf16((silu_mul if constants["EPILOGUE"] == "SILU" else gelu_mul)(inputs.product))
     if constants["OUT"] == "FP8":
         scale = np.float32(np.abs(value).max() / 300)  # some values are beyond 448
         inputs.arrays |= {"out": np.zeros((bucket, value.shape[1]), np.uint8), "out_scale": np.array([scale])}
@@ -122,6 +164,14 @@ def _silu(inputs: _Inputs, constants: Mapping[str, Constant], bucket: int) -> tu
     return expected, tolerance
 
 
+def _norm_heads(inputs: _Inputs, name: str, heads: Array, offset: float) -> Array:
+    """Returns heads [tokens, heads, D] after an RMSNorm of each, with a weight that is added to the inputs."""
+    weight: Array = inputs.random.uniform(0.5, 2, (int(heads.shape[-1]),)).astype(ml_dtypes.bfloat16)
+    inputs.arrays[f"{name}_norm"] = weight
+    root = np.sqrt(np.mean(heads**2, axis=-1, keepdims=True) + NORM_EPS)
+    return np.asarray(heads / root * (weight.astype(np.float64) + offset))
+
+
 def _rope(
     inputs: _Inputs, constants: Mapping[str, Constant], bucket: int
 ) -> tuple[dict[str, Array], dict[str, str], dict[str, int]]:
@@ -135,6 +185,8 @@ def _rope(
     block_tables = random.permutation(blocks)[:8].reshape(2, 4).astype(np.int32)
     heads = inputs.product.reshape(tokens, q_heads + 2 * kv_heads, dim)
     q, k, v = np.split(heads, [q_heads, q_heads + kv_heads], axis=1)
+    if constants["HEAD_NORM"]:
+        q, k = (_norm_heads(inputs, name, x, float(constants["NORM_OFFSET"])) for name, x in (("q", q), ("k", k)))
     q, k = rotate(q, rope[:tokens].astype(np.float64)), rotate(k, rope[:tokens].astype(np.float64))
     # A block of this layer is followed by those of other layers.
     element = 2 if constants["KV"] == "BF16" else 1
@@ -172,9 +224,10 @@ def linear_case(
     counts = [bucket, 2, count, 0] if logits else [count, 2, 2, 0]
     inputs.arrays["counts"] = np.array(counts, np.int32)
     n = int(full["N"])
-    scalars = {"out_stride": n + _OUT_PADDING, "block_table_stride": 0, "kv_block_stride": 0}
-    if full["EPILOGUE"] == "SILU":
-        expected, tolerance = _silu(inputs, full, bucket)
+    scalars: dict[str, int | float] = {"out_stride": n + _OUT_PADDING, "block_table_stride": 0, "kv_block_stride": 0}
+    scalars["norm_eps"] = NORM_EPS
+    if full["EPILOGUE"] in ("SILU", "GELU"):
+        expected, tolerance = _gate(inputs, full, bucket)
     elif full["EPILOGUE"] == "ROPE":
         expected, tolerance, strides = _rope(inputs, full, bucket)
         scalars |= strides
@@ -184,7 +237,9 @@ def linear_case(
         expected, tolerance = {"out": _within(bucket, inputs.product + before[:count])}, {"out": "f32"}
     else:
         inputs.arrays["out"] = np.zeros((bucket, n + _OUT_PADDING), np.float32)
-        padded = np.pad(inputs.product, ((0, 0), (0, _OUT_PADDING)), constant_values=np.nan)
+        cap = float(full["SOFTCAP"])
+        product = soft_cap(inputs.product, cap) if cap else inputs.product
+        padded = np.pad(product, ((0, 0), (0, _OUT_PADDING)), constant_values=np.nan)
         expected, tolerance = {"out": _within(bucket, padded)}, {"out": "f32"}
     profile = PROFILES[DEFAULT_PROFILES[target.name]]
     chosen = config or space(full, step, profile)[0]
@@ -242,6 +297,7 @@ def cases(target: Target) -> Iterator[Case]:
         )
         yield linear_case(target, f"{mode}_logits", {**ragged, **LOGITS}, 3, 4, None)
     yield from _large_tiles(target)
+    yield from _variations(target)
 
 
 def _large_tiles(target: Target) -> Iterator[Case]:
@@ -268,3 +324,36 @@ def _large_tiles(target: Target) -> Iterator[Case]:
     yield linear_case(
         target, "bf16_no_rows", {**wide, **BF16, **STORE}, 0, 4, small_config(target, 16, 64, 128, split=2)
     )
+
+
+def _variations(target: Target) -> Iterator[Case]:
+    """Yields what architectures beyond Llama need: biases, caps, GELU, norms of heads, scales of blocks."""
+    shape: dict[str, Constant] = {"N": 160, "K": 192, **BF16, "BIAS": 1}
+    small = small_config(target, 16, 32, 64, split=2, dies=8)
+    epilogues = {"store": STORE, "silu": SILU, "rope": ROPE, "capped": CAPPED}
+    for title, outputs in epilogues.items():
+        yield linear_case(target, f"bias_{title}", {**shape, **outputs}, 5, 8, small)
+    yield linear_case(target, "capped", {"N": 104, "K": 208, **BF16, **CAPPED}, 3, 4, None)
+    yield linear_case(target, "gelu", {"N": 160, "K": 192, **BF16, **GELU}, 5, 8, None)
+    heads: dict[str, Constant] = {"K": 192, **BF16, **HEAD_NORM}
+    yield linear_case(target, "head_norm", {**heads, "N": 160}, 5, 8, small)
+    wide: dict[str, Constant] = {**heads, "Q_HEADS": 2, "KV_HEADS": 1, "BIAS": 1, "NORM_OFFSET": 1.0}
+    tile = small_config(target, 16, 128, 64, warps=4)
+    yield linear_case(target, "head_norm_wide", {**wide, "N": 256, "HEAD_DIM": 64, "BIAS": 1}, 5, 8, tile)
+    yield linear_case(target, "head_norm_256", {**wide, "N": 1024, "HEAD_DIM": 256}, 3, 4, None)
+    odd: dict[str, Constant] = {"K": 192, **BF16, **ROPE, "Q_HEADS": 2, "KV_HEADS": 1, "HEAD_DIM": 96, "N": 384}
+    yield linear_case(target, "heads_of_96", odd, 5, 8, small_config(target, 16, 64, 64, split=2))
+    yield linear_case(target, "heads_of_96_wide", odd, 33, 40, small_config(target, 32, 256, 64, warps=4))
+    if not target.fp8:
+        return
+    yield linear_case(target, "gelu_fp8", {"N": 160, "K": 192, **STATIC, **GELU_FP8, "BIAS": 1}, 5, 8, small)
+    for title, inputs in {"block": BLOCK, "group": GROUP, "group_f32": {**GROUP, "A": "FP32"}}.items():
+        blocks: dict[str, Constant] = {"N": 320, "K": 400, "ROW_STRIDE": 416, **inputs}
+        depth = 64 if title == "block" else 128
+        split = small_config(target, 16, 32, depth, split=2, dies=3)
+        yield linear_case(target, f"{title}_store", {**blocks, **STORE}, 5, 8, split)
+        deep = small_config(target, 16, 64, 128, warps=2)
+        yield linear_case(target, f"{title}_silu", {**blocks, **SILU, "N": 416}, 5, 8, deep)
+        yield linear_case(target, f"{title}_rope", {**blocks, **ROPE, "Q_HEADS": 8, "SCALE_ROWS": 32}, 5, 8, None)
+        large = small_config(target, 64, 128, 128, group=2, warps=4, swap=title != "block")
+        yield linear_case(target, f"{title}_large", {**blocks, **ADD}, 70, 80, large)

@@ -1,4 +1,4 @@
-"""What becomes of the product of ``linear``: scales, rounding, SiLU, RoPE, the KV cache.
+"""What becomes of the product of ``linear``: scales, biases, rounding, gates, norms of heads, RoPE, the KV cache.
 
 The stores below take the tile f32[BLOCK_M, BLOCK_N], its rows (i32[BLOCK_M]; those beyond the step's repeat one), which
 of them are real (i1[BLOCK_M]), and its first column. What else they take is an argument of ``linear``.
@@ -21,6 +21,8 @@ def scale_rows(tile, a_scale, row, A_SCALE: tl.constexpr, WEIGHT: tl.constexpr, 
     """Multiplies a tile by the scales of its activations and by what the target's FP8 type leaves out."""
     if A_SCALE == "NONE":
         return tile * FP8_UNIT if WEIGHT == "FP8" else tile
+    if A_SCALE == "GROUP":
+        return tile * (FP8_UNIT * FP8_UNIT)
     if A_SCALE == "TENSOR":
         return tile * (tl.load(a_scale) * (FP8_UNIT * FP8_UNIT))
     scale = tl.load(a_scale + row)
@@ -30,24 +32,41 @@ def scale_rows(tile, a_scale, row, A_SCALE: tl.constexpr, WEIGHT: tl.constexpr, 
 
 
 @triton.jit
+def tanh(x):
+    """Returns the hyperbolic tangent, to 2 ulp: by its series where the quotient of exponentials loses digits."""
+    square = x * x
+    series = x + x * square * (-1 / 3 + square * (2 / 15 + square * (-17 / 315 + square * (62 / 2835))))
+    decay = tl.exp(-2.0 * tl.abs(x))
+    quotient = (1.0 - decay) / (1.0 + decay)
+    return tl.where(square < 0.0625, series, tl.where(x < 0.0, -quotient, quotient))
+
+
+@triton.jit
 def store_plain(
     tile,
     scale,
+    bias,
     row,
     real,
     first_column,
     out,
     out_stride,
     N: tl.constexpr,
-    WEIGHT: tl.constexpr,
+    SCALED: tl.constexpr,
+    BIAS: tl.constexpr,
+    SOFTCAP: tl.constexpr,
     EPILOGUE: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """Stores f32, or adds it to what is there."""
     column = first_column + tl.arange(0, BLOCK_N)
     covered = (column < N) | (N % BLOCK_N == 0)
-    if WEIGHT != "BF16":
+    if SCALED:
         tile *= tl.load(scale + column, mask=covered, other=0.0)[None, :]
+    if BIAS:
+        tile += tl.load(bias + column, mask=covered, other=0.0)[None, :]
+    if SOFTCAP != 0.0:
+        tile = tanh(tile / SOFTCAP) * SOFTCAP
     stride = N if EPILOGUE == "ADD" else out_stride
     to = out + row.to(tl.int64)[:, None] * stride + column[None, :]
     if EPILOGUE == "ADD":
@@ -59,29 +78,36 @@ def store_plain(
 def _members(
     tile,
     scale,
+    bias,
     real,
     first_column,
     HALF: tl.constexpr,
     N: tl.constexpr,
-    WEIGHT: tl.constexpr,
+    SCALED: tl.constexpr,
+    BIAS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Returns the scaled first and second members of pairs, the pairs' numbers, and which elements are real."""
+    """Returns the first and second members of pairs, scale and bias applied, their numbers, and what is real."""
     first, second = tl.split(tl.reshape(tile, (BLOCK_M, BLOCK_N // 2, 2)))
     pair = first_column // 2 + tl.arange(0, BLOCK_N // 2)
     covered = (pair < N // 2) | (N % BLOCK_N == 0)
-    if WEIGHT != "BF16":
+    if SCALED:
         scale += first_member(pair, HALF, N)
         first *= tl.load(scale, mask=covered, other=0.0)[None, :]
         second *= tl.load(scale + HALF, mask=covered, other=0.0)[None, :]
+    if BIAS:
+        bias += first_member(pair, HALF, N)
+        first += tl.load(bias, mask=covered, other=0.0)[None, :]
+        second += tl.load(bias + HALF, mask=covered, other=0.0)[None, :]
     return first, second, pair, real[:, None] & covered[None, :]
 
 
 @triton.jit
-def store_silu(
+def store_gated(
     tile,
     scale,
+    bias,
     row,
     real,
     first_column,
@@ -89,16 +115,22 @@ def store_silu(
     out_scale,
     out_amax,
     N: tl.constexpr,
-    WEIGHT: tl.constexpr,
+    SCALED: tl.constexpr,
+    BIAS: tl.constexpr,
+    EPILOGUE: tl.constexpr,
     OUT: tl.constexpr,
     AMAX: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     FP8_UNIT: tl.constexpr,
 ):
-    """Stores silu(first member) * second member, rounded to bf16 and, for OUT=FP8, from there to FP8."""
-    gate, up, pair, inside = _members(tile, scale, real, first_column, N // 2, N, WEIGHT, BLOCK_M, BLOCK_N)
-    value = (gate / (1.0 + tl.exp(-gate)) * up).to(tl.bfloat16)
+    """Stores activation(first member) * second member, rounded to bf16 and, for OUT=FP8, from there to FP8."""
+    gate, up, pair, inside = _members(tile, scale, bias, real, first_column, N // 2, N, SCALED, BIAS, BLOCK_M, BLOCK_N)
+    if EPILOGUE == "SILU":
+        value = (gate / (1.0 + tl.exp(-gate)) * up).to(tl.bfloat16)
+    else:
+        # (1 + tanh(u)) / 2 = 1 / (1 + exp(-2 u)), with u = sqrt(2 / pi) * (gate + 0.044715 * gate^3)
+        value = (gate / (1.0 + tl.exp(gate * (-1.5957691216 - 0.0713548163 * gate * gate))) * up).to(tl.bfloat16)
     to = out + row.to(tl.int64)[:, None] * (N // 2) + pair[None, :]
     if OUT == "FP8":
         inverse = reciprocal(tl.load(out_scale), FP8_UNIT)
@@ -152,9 +184,40 @@ def _store_kv(
 
 
 @triton.jit
+def _norm_heads(
+    low,
+    high,
+    head,
+    i,
+    q_norm,
+    k_norm,
+    eps,
+    Q_HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    HALF: tl.constexpr,
+    OFFSET: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Applies the RMSNorm of heads to both halves of the heads of q and k of a tile, which holds whole heads."""
+    HEADS: tl.constexpr = BLOCK_N // (2 * HALF)
+    squares = tl.reshape(low * low + high * high, (BLOCK_M, HEADS, HALF))
+    inverse = tl.rsqrt(tl.sum(squares, axis=2) / (2 * HALF) + eps)
+    inverse = tl.reshape(tl.broadcast_to(inverse[:, :, None], (BLOCK_M, HEADS, HALF)), (BLOCK_M, BLOCK_N // 2))
+    q, normed = head < Q_HEADS, (head < Q_HEADS + KV_HEADS)[None, :]
+    first = tl.where(q, tl.load(q_norm + i), tl.load(k_norm + i)).to(tl.float32)
+    second = tl.where(q, tl.load(q_norm + HALF + i), tl.load(k_norm + HALF + i)).to(tl.float32)
+    if OFFSET != 0.0:
+        first, second = first + OFFSET, second + OFFSET
+    low = tl.where(normed, low * inverse * first[None, :], low)
+    return low, tl.where(normed, high * inverse * second[None, :], high)
+
+
+@triton.jit
 def store_rope(
     tile,
     scale,
+    bias,
     row,
     real,
     first_column,
@@ -168,8 +231,14 @@ def store_rope(
     kv_block_stride,
     k_scale,
     v_scale,
+    q_norm,
+    k_norm,
+    norm_eps,
     N: tl.constexpr,
-    WEIGHT: tl.constexpr,
+    SCALED: tl.constexpr,
+    BIAS: tl.constexpr,
+    HEAD_NORM: tl.constexpr,
+    NORM_OFFSET: tl.constexpr,
     Q_HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -180,8 +249,12 @@ def store_rope(
 ):
     """Rotates heads of q and k by the table of cosines and sines, stores q, writes k and v into the KV cache."""
     HALF: tl.constexpr = HEAD_DIM // 2
-    low, high, pair, inside = _members(tile, scale, real, first_column, HALF, N, WEIGHT, BLOCK_M, BLOCK_N)
+    low, high, pair, inside = _members(tile, scale, bias, real, first_column, HALF, N, SCALED, BIAS, BLOCK_M, BLOCK_N)
     head, i = pair // HALF, pair % HALF
+    if HEAD_NORM:
+        low, high = _norm_heads(
+            *(low, high, head, i, q_norm, k_norm, norm_eps, Q_HEADS, KV_HEADS, HALF, NORM_OFFSET, BLOCK_M, BLOCK_N),
+        )
     rotated = (head < Q_HEADS + KV_HEADS)[None, :]
     angle = rope + row[:, None] * HEAD_DIM + i[None, :]
     cosine = tl.where(rotated, tl.load(angle), 1.0)

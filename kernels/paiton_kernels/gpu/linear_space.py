@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import triton
 
 from paiton_kernels.gpu.devices import TARGETS, Profile, Target
-from paiton_kernels.gpu.linear_shape import ELEMENT_BYTES, LOAD_BYTES, rows, work
+from paiton_kernels.gpu.linear_shape import ELEMENT_BYTES, LOAD_BYTES, SCALE_COLUMNS, has_empty_part, rows, work
 from paiton_kernels.gpu.spec import Config, Constant, Step
 
 CANDIDATES = 20
@@ -100,6 +100,16 @@ class _Launch:
         """Whether four warps share a matrix instruction, of 64 rows (sm_90 and later)."""
         return self.target.backend == "cuda" and int(self.target.arch) >= 90
 
+    @property
+    def head(self) -> int:
+        """Columns that a tile must hold together: a head, where heads are normalised."""
+        return int(self.constants["HEAD_DIM"]) if self.constants["HEAD_NORM"] else 0
+
+    @property
+    def blocks_scaled(self) -> bool:
+        """Whether each pass is scaled before it is added up."""
+        return self.constants["SCALE_ROWS"] != 0
+
     def blocks(self, tile: _Tile) -> int:
         return -(-self.rows // tile.m) * -(-self.n // tile.n) * tile.split
 
@@ -139,13 +149,15 @@ def _powers(least: int, most: int) -> list[int]:
 def _tiles(launch: _Launch) -> Iterator[_Tile]:
     """Yields the tiles that fit the launch and its target."""
     height = min(max(16, triton.next_power_of_2(launch.rows)), 256)
-    narrowest = 32 if launch.target.backend == "hip" else 64
+    narrowest = max(32 if launch.target.backend == "hip" else 64, launch.head)
     width = min(max(narrowest, triton.next_power_of_2(launch.n)), 256)
     # Hopper's copies into shared memory take two registers for each 16 bytes of a thread's share.
     depth = min(max(64, triton.next_power_of_2(launch.k)), 512 if launch.target.backend == "hip" else 256)
+    depth = min(depth, SCALE_COLUMNS) if launch.blocks_scaled else depth
+    shallowest = SCALE_COLUMNS if launch.constants["A_SCALE"] == "GROUP" else 64
     for m in _powers(max(16, height // 4), height):
         for n in _powers(narrowest, width):
-            for k in _powers(64, depth):
+            for k in _powers(shallowest, max(shallowest, depth)):
                 for split in _splits(launch, m, n, k):
                     for warps, swap in _arrangements(launch, m, n):
                         for stages in _stages(launch, m):
@@ -160,6 +172,8 @@ def _splits(launch: _Launch, m: int, n: int, k: int) -> list[int]:
     units, partial = launch.profile.compute_units, 4 * blocks * m * n
     parts = {-(-passes // each) for each in range(2, passes + 1)} if blocks < 2 * units else {1}
     most = min(16, 4 * units // blocks, _MOST_PARTIAL_BYTES // partial)
+    if launch.blocks_scaled:
+        parts = {split for split in parts if not has_empty_part(launch.k // k, passes, split)}
     return sorted({1} | {split for split in parts if split <= most})
 
 
@@ -169,7 +183,7 @@ def _arrangements(launch: _Launch, m: int, n: int) -> list[tuple[int, int]]:
         # The left operand has 64 rows at least, so few rows of activations go to the right, unless weights are
         # converted: as a left operand in registers they would be copied to shared memory 4 bytes at a time.
         # Activations that are quantised on the way cannot be it either: Triton 3.9 then loses the promotion interval.
-        swap = int(m < 64 or launch.constants["A_SCALE"] == "AMAX")
+        swap = int(m < 64 or launch.constants["A_SCALE"] in ("AMAX", "GROUP"))
         return [(4, swap)] + ([(8, swap)] if m * n > 64 * 64 else []) if (n if swap else m) >= 64 else []
     if m * n <= 16 * 32:
         return [(2, 0)]
@@ -192,12 +206,12 @@ def _registers(launch: _Launch, tile: _Tile) -> int:
         carried = (tile.m // 2 + 2 * tile.n // tile.warps) * tile.k * (1 if launch.fp8 else 2) // (4 * 64)
     else:  # the addresses of a pass
         carried = launch.pass_bytes(tile) // (8 * threads)
-    if arch == "90" and launch.fp8:  # the imprecise accumulators, besides those that they are added to
-        carried += accumulators
+    if launch.blocks_scaled or (arch == "90" and launch.fp8):
+        carried += accumulators  # those of one pass, besides those that they are added to
     if launch.warp_groups and launch.converts and tile.m >= 64:  # weights as bf16, between shared memory and itself
         carried += tile.n * tile.k // (2 * threads)
     # What the epilogue loads for each element, all at once; on NVIDIA also what SILU has for each in between.
-    beside = ("ADD", "ROPE") if launch.target.backend == "hip" else ("ADD", "ROPE", "SILU")
+    beside = ("ADD", "ROPE") if launch.target.backend == "hip" else ("ADD", "ROPE", "SILU", "GELU")
     behind = accumulators if launch.constants["EPILOGUE"] in beside else 0
     return accumulators + max(carried, behind) + 40
 

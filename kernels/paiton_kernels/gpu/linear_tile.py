@@ -5,7 +5,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from paiton_kernels.gpu.fp8 import to_fp8
+from paiton_kernels.gpu.fp8 import dynamic_scale, reciprocal, to_fp8
+from paiton_kernels.gpu.linear_shape import SCALE_COLUMNS
+
+_SCALE_COLUMNS = tl.constexpr(SCALE_COLUMNS)
 
 
 @triton.jit
@@ -51,8 +54,11 @@ def weight_rows(column, HALF: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constex
         first, rows = column, place_in_tile
     else:
         first = first_member(column // 2, HALF, N)
-        # Tiles begin with a block of pairs, or are within one.
-        rows = first_member(place_in_tile // 2, HALF, N if BLOCK_N > 2 * HALF else 2 * HALF)
+        if HALF & (HALF - 1) == 0 or N == 2 * HALF:
+            # Tiles begin with a block of pairs, or are within one.
+            rows = first_member(place_in_tile // 2, HALF, N if BLOCK_N > 2 * HALF else 2 * HALF)
+        else:
+            rows = tl.maximum(first_member(column // 2 + place_in_tile // 2, HALF, N) - first, 0)
         rows += place_in_tile % 2 * HALF
     if N % BLOCK_N:
         rows = tl.where(column + place_in_tile < N, rows, 0)
@@ -72,6 +78,35 @@ def _convert(left, right, inverse, A: tl.constexpr, A_SCALE: tl.constexpr, SWAP:
     return left, right
 
 
+@triton.constexpr_function
+def scale_stride(k: int) -> int:
+    """Returns the elements from one row of a grid of scales to the next: of 16 bytes."""
+    return -(-k // (4 * SCALE_COLUMNS)) * 4
+
+
+@triton.jit
+def _scaled_dot(left, right, scale, A_SCALE: tl.constexpr, SWAP: tl.constexpr, FP8_UNIT: tl.constexpr):
+    """Returns the product of one pass, each weight row multiplied by the scale of its block.
+
+    A pass is at most a block, so that Hopper's imprecise sums are added to f32 often enough. With A_SCALE=GROUP it is a
+    whole one, and the activations are quantised here, each row with a scale of its own for this pass.
+    """
+    factor = tl.load(scale)
+    if A_SCALE == "GROUP":
+        if SWAP:
+            right = right.to(tl.float32)
+            x_scale = dynamic_scale(tl.max(tl.abs(right), axis=0))
+            right = to_fp8(right, reciprocal(x_scale, FP8_UNIT)[None, :], FP8_UNIT, left.dtype)
+        else:
+            left = left.to(tl.float32)
+            x_scale = dynamic_scale(tl.max(tl.abs(left), axis=1))
+            left = to_fp8(left, reciprocal(x_scale, FP8_UNIT)[:, None], FP8_UNIT, right.dtype)
+        part = tl.dot(left, right) * (x_scale[None, :] if SWAP else x_scale[:, None])
+    else:
+        part = tl.dot(left, right)
+    return part * (factor[:, None] if SWAP else factor[None, :])
+
+
 @triton.jit
 def product(
     x_tile,
@@ -79,11 +114,13 @@ def product(
     w_tile,
     w_row,
     inverse,
+    w_scale,
     split,
     K: tl.constexpr,
     ROW_STRIDE: tl.constexpr,
     A: tl.constexpr,
     A_SCALE: tl.constexpr,
+    SCALE_ROWS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -99,6 +136,7 @@ def product(
         w_tile: pointer to the first of the tile's weight rows, ROW_STRIDE elements apart.
         w_row: i32[BLOCK_N], rows to read, relative to it.
         inverse: f32[BLOCK_M], what activations are multiplied by before rounding (A_SCALE=AMAX).
+        w_scale: pointers [BLOCK_N] to the scale of each row's first block of K (SCALE_ROWS > 0).
         split: which part of K, of SPLIT_K.
         SWAP: weights are the left operand of the matrix instruction.
     """
@@ -125,15 +163,25 @@ def product(
     for step in range(first, last):
         left = tl.load(left_tile + step * BLOCK_K + left_offset)
         right = tl.load(right_tile + step * BLOCK_K + right_offset)
-        left, right = _convert(left, right, inverse, A, A_SCALE, SWAP, FP8_UNIT)
-        accumulator = tl.dot(left, right, accumulator, max_num_imprecise_acc=EXACT_EVERY)
+        if SCALE_ROWS == 0 or A_SCALE != "GROUP":
+            left, right = _convert(left, right, inverse, A, A_SCALE, SWAP, FP8_UNIT)
+        if SCALE_ROWS > 0:
+            block = w_scale + step * BLOCK_K // _SCALE_COLUMNS
+            accumulator += _scaled_dot(left, right, block, A_SCALE, SWAP, FP8_UNIT)
+        else:
+            accumulator = tl.dot(left, right, accumulator, max_num_imprecise_acc=EXACT_EVERY)
     if K % BLOCK_K:
         if split == FULL // PER_SPLIT:
             inside = k < K % BLOCK_K
             left = tl.load(left_tile + FULL * BLOCK_K + left_offset, mask=inside[None, :], other=0.0)
             right = tl.load(right_tile + FULL * BLOCK_K + right_offset, mask=inside[:, None], other=0.0)
-            left, right = _convert(left, right, inverse, A, A_SCALE, SWAP, FP8_UNIT)
-            accumulator = tl.dot(left, right, accumulator, max_num_imprecise_acc=EXACT_EVERY)
+            if SCALE_ROWS == 0 or A_SCALE != "GROUP":
+                left, right = _convert(left, right, inverse, A, A_SCALE, SWAP, FP8_UNIT)
+            if SCALE_ROWS > 0:
+                block = w_scale + FULL * BLOCK_K // _SCALE_COLUMNS
+                accumulator += _scaled_dot(left, right, block, A_SCALE, SWAP, FP8_UNIT)
+            else:
+                accumulator = tl.dot(left, right, accumulator, max_num_imprecise_acc=EXACT_EVERY)
     return tl.trans(accumulator) if SWAP else accumulator
 
 

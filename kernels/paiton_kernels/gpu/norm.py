@@ -1,4 +1,7 @@
-"""``norm``: RMSNorm of the residual stream, rounded to what the next linear layer takes."""
+"""``norm``: RMSNorm of the residual stream, rounded to what the next linear layer takes.
+
+A block whose result goes through a norm of its own before it is added to the residual stream is added here (PART).
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,8 @@ import triton.language as tl
 from numpy.typing import NDArray
 
 from paiton_kernels.gpu.devices import Profile, Target, target_named
-from paiton_kernels.gpu.fp8 import dynamic_scale, reciprocal, to_fp8
-from paiton_kernels.gpu.spec import Case, Config, Constant, GpuArg, GpuKernelSpec, Grid, Step, Work
+from paiton_kernels.gpu.norm_row import store_normalised
+from paiton_kernels.gpu.spec import Case, Config, Constant, GpuArg, GpuKernelSpec, Grid, Step, Work, spelled
 from paiton_kernels.pack import activations
 
 MAX_HIDDEN = 32768
@@ -30,11 +33,15 @@ def _kernel(
     out_scale,
     row_scale,
     clear,
+    part,
+    part_weight,
     HIDDEN: tl.constexpr,
     ROWS: tl.constexpr,
     OUT: tl.constexpr,
     SCALE: tl.constexpr,
     CLEAR: tl.constexpr,
+    OFFSET: tl.constexpr,
+    PART: tl.constexpr,
     FP8_UNIT: tl.constexpr,
 ):
     row = tl.program_id(0)
@@ -44,20 +51,18 @@ def _kernel(
     column = tl.arange(0, triton.next_power_of_2(HIDDEN))
     inside = column < HIDDEN
     value = tl.load(x + source.to(tl.int64) * HIDDEN + column, mask=inside, other=0.0)
-    factor = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
-    value = value * tl.rsqrt(tl.sum(value * value, 0) / HIDDEN + eps) * factor
-    if OUT == "BF16":
-        result = value.to(tl.bfloat16)
-    else:
-        if SCALE == "ROW":
-            scale = dynamic_scale(tl.max(tl.abs(value), 0))
-            tl.store(row_scale + row, scale)
-        else:
-            scale = tl.load(out_scale)
-        result = to_fp8(value, reciprocal(scale, FP8_UNIT), FP8_UNIT, out.dtype.element_ty)
-    tl.store(out + row.to(tl.int64) * HIDDEN + column, result, mask=inside)
-    if CLEAR:
-        tl.store(clear + row, 0.0)
+    if PART:
+        added = tl.load(part + source.to(tl.int64) * HIDDEN + column, mask=inside, other=0.0)
+        part_factor = tl.load(part_weight + column, mask=inside, other=0.0).to(tl.float32)
+        if OFFSET != 0.0:
+            part_factor += OFFSET
+        value += added * tl.rsqrt(tl.sum(added * added, 0) / HIDDEN + eps) * part_factor
+        if ROWS == "TOKENS":
+            tl.store(x + source.to(tl.int64) * HIDDEN + column, value, mask=inside)
+    store_normalised(
+        value, row, column, inside, weight, eps, out, out_scale, row_scale, clear,
+        HIDDEN, OUT, SCALE, CLEAR, OFFSET, FP8_UNIT,
+    )  # fmt: skip
 
 
 def _rows(values: Mapping[str, Constant], step: Step) -> int:
@@ -83,7 +88,8 @@ def _space(constants: Mapping[str, Constant], _step: Step, profile: Profile) -> 
 
 def _work(values: Mapping[str, Constant], step: Step, _profile: Profile) -> Work:
     rows, width = _rows(values, step), int(values["HIDDEN"])
-    return Work(bytes=rows * width * (5 if values["OUT"] == "FP8" else 6) + 2 * width, blocks=rows)
+    moved = {"FP8": 5, "BF16": 6, "FP32": 8}[str(values["OUT"])] + (8 if values["PART"] else 0)
+    return Work(bytes=rows * width * moved + 2 * width * (1 + int(values["PART"])), blocks=rows)
 
 
 def _check(values: Mapping[str, Constant], _target: Target) -> str:
@@ -96,10 +102,13 @@ def _check(values: Mapping[str, Constant], _target: Target) -> str:
 
 def _name(values: Mapping[str, Constant]) -> str:
     rows = "_gather" if values["ROWS"] == "LOGITS" else ""
-    out = {"NONE": "bf16", "TENSOR": "fp8static", "ROW": "fp8dynamic"}[str(values["SCALE"])]
-    return f"h{values['HIDDEN']}{rows}_{out}{'_clear' if values['CLEAR'] else ''}"
+    out = {"NONE": str(values["OUT"]).lower(), "TENSOR": "fp8static", "ROW": "fp8dynamic"}[str(values["SCALE"])]
+    special = f"_off{spelled(values['OFFSET'])}" if values["OFFSET"] else ""
+    special += "_part" if values["PART"] else ""
+    return f"h{values['HIDDEN']}{rows}_{out}{'_clear' if values['CLEAR'] else ''}{special}"
 
 
+_STORED: dict[str, Any] = {"BF16": ml_dtypes.bfloat16, "FP8": np.uint8, "FP32": np.float32}
 _ACT = {"NONE": "BF16", "TENSOR": "FP8_STATIC", "ROW": "FP8_DYNAMIC"}
 
 
@@ -108,9 +117,9 @@ def _padded(values: NDArray[np.float64], rows: int) -> NDArray[np.float64]:
     return np.concatenate([values, np.full((rows - len(values), *values.shape[1:]), np.nan)])
 
 
-def _case(hidden: int, rows: str, scale: str, clear: int) -> Case:
+def _case(hidden: int, rows: str, scale: str, clear: int, *, offset: float = 0.0, part: int = 0, out: str = "") -> Case:
     """Returns a case of 3 tokens in a bucket of 4, or of 2 logits rows out of 5 tokens in a bucket of 3 requests."""
-    random = np.random.default_rng(hidden)
+    random, out = np.random.default_rng(hidden), out or ("BF16" if scale == "NONE" else "FP8")
     source = np.array([4, 1] if rows == "LOGITS" else [0, 1, 2])
     step = Step(5, 3) if rows == "LOGITS" else Step(4, 3)
     bucket = step.requests if rows == "LOGITS" else step.tokens
@@ -118,20 +127,31 @@ def _case(hidden: int, rows: str, scale: str, clear: int) -> Case:
     x[2] = 0
     weight = random.uniform(0.5, 2, hidden).astype(ml_dtypes.bfloat16)
     static = 0.004  # so that the largest values saturate
+    stream, added = x.astype(np.float64), random.standard_normal((5, hidden)).astype(np.float32)
+    if part:
+        weights = random.uniform(-0.5, 2, hidden).astype(ml_dtypes.bfloat16)
+        mean = np.mean(added.astype(np.float64) ** 2, axis=1, keepdims=True)
+        stream = stream + added / np.sqrt(mean + 1e-5) * (weights.astype(np.float64) + offset)
     values, scales = activations(
-        x[source].astype(np.float64),
+        stream[source],
         act=_ACT[scale],
-        norm_weight=weight.astype(np.float64),
+        norm_weight=weight.astype(np.float64) + offset,
         eps=1e-5,
         input_scale=static,
     )
+    if out == "FP32":
+        root = np.sqrt(np.mean(stream[source] ** 2, axis=1, keepdims=True) + 1e-5)
+        values = stream[source] / root * (weight.astype(np.float64) + offset)
     arrays: dict[str, Any] = {
         "counts": np.array([5 if rows == "LOGITS" else len(source), 3, len(source), 0], np.int32),
         "x": x,
         "weight": weight,
-        "out": np.zeros((bucket, hidden), ml_dtypes.bfloat16 if scale == "NONE" else np.uint8),
+        "out": np.zeros((bucket, hidden), _STORED[out]),
     }
     expected = {"out": _padded(values, bucket)}
+    if part:
+        arrays |= {"part": added, "part_weight": weights}
+        expected["x"] = _padded(stream[source], 5) if rows == "TOKENS" else np.full((5, hidden), np.nan)
     if rows == "LOGITS":
         arrays["rows"] = np.array([*source, 0], np.int32)
     if scale == "TENSOR":
@@ -145,22 +165,29 @@ def _case(hidden: int, rows: str, scale: str, clear: int) -> Case:
     constants: dict[str, Constant] = {
         "HIDDEN": hidden,
         "ROWS": rows,
-        "OUT": "BF16" if scale == "NONE" else "FP8",
+        "OUT": out,
         "SCALE": scale,
         "CLEAR": clear,
+        "OFFSET": offset,
+        "PART": part,
     }
-    tolerance = {"out": "bf16" if scale == "NONE" else "fp8", "row_scale": "f32", "clear": "exact"}
+    tolerance = {"x": "f32", "out": {"FP32": "f32"}.get(out, out.lower()), "row_scale": "f32", "clear": "exact"}
     return Case(_name(constants), constants, step, arrays, {"eps": 1e-5}, expected, tolerance)
 
 
 def _cases(target: Target) -> Iterator[Case]:
     yield _case(576, "TOKENS", "NONE", 0)
     yield _case(100, "LOGITS", "NONE", 1)
+    yield _case(640, "TOKENS", "NONE", 0, offset=1.0)
+    yield _case(640, "TOKENS", "NONE", 0, offset=1.0, part=1)
+    yield _case(100, "LOGITS", "NONE", 0, part=1)
+    yield _case(576, "TOKENS", "NONE", 1, out="FP32")
     if target.fp8:
         yield _case(576, "TOKENS", "ROW", 1)
         yield _case(4096, "LOGITS", "ROW", 0)
         yield _case(1032, "TOKENS", "TENSOR", 0)
         yield _case(16384, "TOKENS", "ROW", 0)
+        yield _case(640, "TOKENS", "ROW", 1, offset=1.0, part=1)
 
 
 NORM = GpuKernelSpec(
@@ -168,7 +195,7 @@ NORM = GpuKernelSpec(
     function=_kernel,
     args=(
         GpuArg("counts", "*i32", "i32[4]: tokens, requests, logits rows of this step, 0"),
-        GpuArg("x", "*fp32", "f32[*][HIDDEN]: the residual stream"),
+        GpuArg("x", "*fp32", "f32[*][HIDDEN]: the residual stream; written with PART=1 and ROWS=TOKENS"),
         GpuArg("rows", "*i32", "i32[logits rows]: the row of x for each row (ROWS=LOGITS)"),
         GpuArg("weight", "*bf16", "bf16[HIDDEN]"),
         GpuArg("eps", "fp32", "added to the mean of squares"),
@@ -176,8 +203,10 @@ NORM = GpuKernelSpec(
         GpuArg("out_scale", "*fp32", "f32[1]: what codes are multiplied by (SCALE=TENSOR)"),
         GpuArg("row_scale", "*fp32", "f32[T]: what the codes of each row are multiplied by, written (SCALE=ROW)"),
         GpuArg("clear", "*fp32", "f32[T]: set to 0 (CLEAR=1): the largest magnitudes that a later launch collects"),
+        GpuArg("part", "*fp32", "f32[*][HIDDEN]: normalised and added to x in front of the norm (PART=1)"),
+        GpuArg("part_weight", "*bf16", "bf16[HIDDEN]: of the norm of part (PART=1)"),
     ),
-    constants=("HIDDEN", "ROWS", "OUT", "SCALE", "CLEAR"),
+    constants=("HIDDEN", "ROWS", "OUT", "SCALE", "CLEAR", "OFFSET", "PART"),
     tunables=(),
     name=_name,
     space=_space,
@@ -185,4 +214,5 @@ NORM = GpuKernelSpec(
     work=_work,
     cases=_cases,
     check=_check,
+    defaults={"OFFSET": 0.0, "PART": 0},
 )

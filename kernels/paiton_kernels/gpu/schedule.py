@@ -40,14 +40,34 @@ _LARGEST = tl.constexpr(2**31 - 1)
 
 
 @triton.jit
-def _extents(query_start, positions, request, requests, TILE: tl.constexpr, BLOCK_KV: tl.constexpr):
-    """Returns the tiles of requests and the KV tiles of their histories, 0 and 0 for those that are not there."""
+def _window_start(position, WINDOW: tl.constexpr, BLOCK_KV: tl.constexpr):
+    """Returns the start of the KV tile in which the window of a position begins."""
+    return tl.maximum(position + 1 - WINDOW, 0) // BLOCK_KV * BLOCK_KV
+
+
+@triton.constexpr_function
+def _window_tiles(tile: int, window: int, block_kv: int) -> int:
+    """Returns the most KV tiles that the windows of a tile of queries touch, wherever they begin."""
+    return -(-(window + tile - 2) // block_kv) + 1
+
+
+@triton.jit
+def _extents(
+    query_start, positions, request, requests, TILE: tl.constexpr, WINDOW: tl.constexpr, BLOCK_KV: tl.constexpr
+):
+    """Returns the tiles of requests and the KV tiles of their histories, 0 and 0 for those that are not there.
+
+    With windows the history is the most that a tile of queries can attend to.
+    """
     there = request < requests
     begin = tl.load(query_start + request, mask=there, other=0)
     end = tl.load(query_start + request + 1, mask=there, other=0)
     there = there & (end > begin)
     last = tl.load(positions + end - 1, mask=there, other=-1)
-    return tl.cdiv(end - begin, TILE), tl.cdiv(last + 1, BLOCK_KV)
+    history = tl.cdiv(last + 1, BLOCK_KV)
+    if WINDOW > 0:
+        history = tl.minimum(history, _window_tiles(TILE, WINDOW, BLOCK_KV))
+    return tl.cdiv(end - begin, TILE), history
 
 
 @triton.jit
@@ -57,6 +77,7 @@ def _split_length(
     requests,
     KV_HEADS: tl.constexpr,
     TILE: tl.constexpr,
+    WINDOW: tl.constexpr,
     BLOCK_KV: tl.constexpr,
     PROGRAMS: tl.constexpr,
     SLOTS: tl.constexpr,
@@ -68,7 +89,8 @@ def _split_length(
     in_slots = tl.zeros((CHOICES,), tl.int32)
     longest = 1
     for start in range(0, requests, _REQUESTS):
-        tiles, history = _extents(query_start, positions, start + tl.arange(0, _REQUESTS), requests, TILE, BLOCK_KV)
+        request = start + tl.arange(0, _REQUESTS)
+        tiles, history = _extents(query_start, positions, request, requests, TILE, WINDOW, BLOCK_KV)
         pieces = tl.cdiv(history[None, :], length[:, None])
         several = tl.where(pieces > 1, pieces, 0)
         entries += tl.sum(tiles[None, :] * pieces, axis=1)
@@ -90,6 +112,7 @@ def _kernel(
     items,
     Q_HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
+    WINDOW: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_KV: tl.constexpr,
     PROGRAMS: tl.constexpr,
@@ -102,13 +125,13 @@ def _kernel(
         if this == 0:
             tl.store(items, 0)
         return
-    length = _split_length(query_start, positions, requests, KV_HEADS, TILE, BLOCK_KV, PROGRAMS, SLOTS)
+    length = _split_length(query_start, positions, requests, KV_HEADS, TILE, WINDOW, BLOCK_KV, PROGRAMS, SLOTS)
     entries = 0
     first_entry = 0
     first_slot = 0
     for start in range(0, requests, _REQUESTS):
         request = start + tl.arange(0, _REQUESTS)
-        tiles, history = _extents(query_start, positions, request, requests, TILE, BLOCK_KV)
+        tiles, history = _extents(query_start, positions, request, requests, TILE, WINDOW, BLOCK_KV)
         pieces = tl.cdiv(history, length)
         entries += tl.sum(tiles * pieces)
         first_entry += tl.sum(tl.where(request < this, tiles * pieces, 0))
@@ -120,7 +143,10 @@ def _kernel(
     if begin == end:
         return
     tiles = tl.cdiv(end - begin, TILE)
-    pieces = tl.cdiv(tl.cdiv(tl.load(positions + end - 1) + 1, BLOCK_KV), length)
+    longest = tl.cdiv(tl.load(positions + end - 1) + 1, BLOCK_KV)
+    if WINDOW > 0:
+        longest = tl.minimum(longest, _window_tiles(TILE, WINDOW, BLOCK_KV))
+    pieces = tl.cdiv(longest, length)
     for start in range(0, tiles * pieces, _WRITES):
         number = start + tl.arange(0, _WRITES)
         inside = number < tiles * pieces
@@ -128,17 +154,20 @@ def _kernel(
         token = begin + (tiles - 1 - number // pieces) * TILE
         tokens = tl.minimum(TILE, end - token)
         history = tl.load(positions + token + tokens - 1, mask=inside, other=0) + 1
-        extent = tl.cdiv(tl.cdiv(history, BLOCK_KV), pieces) * BLOCK_KV
+        since = 0
+        if WINDOW > 0:
+            since = _window_start(tl.load(positions + token, mask=inside, other=0), WINDOW, BLOCK_KV)
+        extent = tl.cdiv(tl.cdiv(history - since, BLOCK_KV), pieces) * BLOCK_KV
         split = number % pieces
         entry = items + HEADER + (first_entry + number) * ENTRY
         tl.store(entry, token, mask=inside)
         tl.store(entry + 1, tokens, mask=inside)
         tl.store(entry + 2, tl.full(number.shape, 0, tl.int32) + this, mask=inside)
         tl.store(entry + 3, tl.where(pieces > 1, first_slot + number - split, 0), mask=inside)
-        tl.store(entry + 4, split * extent, mask=inside)
-        tl.store(entry + 5, tl.minimum((split + 1) * extent, history), mask=inside)
+        tl.store(entry + 4, since + split * extent, mask=inside)
+        tl.store(entry + 5, tl.minimum(since + (split + 1) * extent, history), mask=inside)
         tl.store(entry + 6, split, mask=inside)
-        tl.store(entry + 7, tl.cdiv(history, extent), mask=inside)
+        tl.store(entry + 7, tl.cdiv(history - since, extent), mask=inside)
 
 
 def schedule_config(attention: Config) -> Config:
@@ -163,6 +192,11 @@ def _work(values: Mapping[str, Constant], step: Step, profile: Profile) -> Work:
     return Work(bytes=12 * requests * requests + 4 * ENTRY.value * entries, blocks=requests)
 
 
+def _name(values: Mapping[str, Constant]) -> str:
+    window = f"_window{values['WINDOW']}" if values["WINDOW"] else ""
+    return f"q{values['Q_HEADS']}_kv{values['KV_HEADS']}{window}"
+
+
 def _cases(_target: Target) -> Iterator[Case]:
     yield from attention_cases.schedule_cases()
 
@@ -176,13 +210,14 @@ SCHEDULE = GpuKernelSpec(
         GpuArg("positions", "*i32", "i32[T], ascending within a request"),
         GpuArg("items", "*i32", "the work list (attention_items.py)"),
     ),
-    constants=("Q_HEADS", "KV_HEADS"),
+    constants=("Q_HEADS", "KV_HEADS", "WINDOW"),
     tunables=("BLOCK_Q", "BLOCK_KV", "PROGRAMS"),
-    name=lambda values: f"q{values['Q_HEADS']}_kv{values['KV_HEADS']}",
+    name=_name,
     space=_space,
     grid=_grid,
     work=_work,
     cases=_cases,
     check=lambda values, _target: check_group(values),
     workspace=lambda values, step, _profile: {"items": 4 * list_words(values, step)},
+    defaults={"WINDOW": 0},
 )

@@ -24,6 +24,12 @@ Values = Mapping[str, Constant]
 
 Grid = tuple[int, int, int]
 
+
+def spelled(value: Constant) -> str:
+    """Returns a number as it can stand in a C identifier: 30.0 is "30", 0.5 is "0p5", -1.5 is "m1p5"."""
+    return f"{float(value):.9g}".replace(".", "p").replace("-", "m").replace("+", "")
+
+
 _STORAGE = {"FP8": "*fp8", "BF16": "*bf16", "INT8": "*i8", "FP32": "*fp32"}
 
 
@@ -164,6 +170,7 @@ class GpuKernelSpec:
         check: returns why the family cannot do these constants, or "".
         workspace: (constants and tunables, step, profile) -> bytes of scratch by argument name ("workspace") and
             elements of zeroed i32 semaphores ("semaphores") that one launch needs.
+        defaults: constants that may be left out, with the value that they then have. Names do not show it.
     """
 
     family: str
@@ -178,13 +185,21 @@ class GpuKernelSpec:
     cases: Callable[[Target], Iterable[Case]]
     check: Callable[[Values, Target], str] = lambda _values, _target: ""
     workspace: Callable[[Values, Step, Profile], Mapping[str, int]] = lambda _values, _step, _profile: {}
+    defaults: Mapping[str, Constant] = field(default_factory=dict, hash=False)
+
+    def full(self, constants: Values) -> dict[str, Constant]:
+        """Returns the constants in the family's order, those left out at their defaults; unknown ones stay."""
+        known = {**self.defaults, **constants}
+        ordered = {name: known[name] for name in self.constants if name in known}
+        return {**ordered, **known}
 
     def variant(self, config: Config, **constants: Constant) -> GpuVariant:
-        """Returns the variant with these constants and this configuration.
+        """Returns the variant with these constants, those left out at their defaults, and this configuration.
 
         Raises:
             TypeError: a constant or tunable is missing or unknown.
         """
+        constants = self.full(constants)
         if constants.keys() != set(self.constants):
             raise TypeError(f"{self.family} needs the constants {', '.join(self.constants)}, got {sorted(constants)}")
         if dict(config.values).keys() != set(self.tunables):

@@ -45,6 +45,9 @@ class Request:
     constants: tuple[tuple[str, Constant], ...]
     step: Step
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "constants", tuple(self.spec.full(dict(self.constants)).items()))
+
     @property
     def shape(self) -> str:
         """The readable name of the shape."""

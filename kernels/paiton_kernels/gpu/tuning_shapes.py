@@ -130,4 +130,4 @@ def _linear(weight: str, n: int, k: int, scale: str, special: Mapping[str, Const
 
 def _request(family: str, constants: Mapping[str, Constant], step: Step) -> Request:
     spec = FAMILIES[family]
-    return Request(spec, tuple((name, constants[name]) for name in spec.constants), step)
+    return Request(spec, tuple(spec.full(constants).items()), step)

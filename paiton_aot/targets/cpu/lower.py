@@ -2,15 +2,27 @@
 
 Fused here: RMSNorm and activation quantisation into the linear layer that follows (decode) or into the packing of its
 input (prefill); RoPE with the KV write, SiLU-mul, and the residual addition into the linear layer before them. That
-leaves five launches a layer on one rank, seven with peers.
+leaves five launches a layer on one rank, seven with peers. Norms of q's and k's heads take one launch more; norms
+between blocks and their residual connections make it seven on any number of ranks, the ranks' sums included.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-from paiton_aot.program import AllReduce, Attention, Embed, GatedMul, Linear, Op, Program, RmsNorm, RopeKvWrite
+from paiton_aot.program import (
+    AllReduce,
+    Attention,
+    Embed,
+    GatedMul,
+    Linear,
+    Op,
+    Program,
+    RmsNorm,
+    RmsNormAdd,
+    RopeKvWrite,
+)
+from paiton_aot.targets.cpu.layer_input import LayerInput, norm_offset
 from paiton_aot.targets.draft import Bucket, Comm, Draft, Io, Kv, RankTimes, Reference, Scratch, Weight, WorkerScratch
 from paiton_aot.targets.shape import Shape
 from paiton_artifacts.errors import UnsupportedShapeError
@@ -22,26 +34,22 @@ from paiton_kernels.attention import ATTENTION
 from paiton_kernels.embed import EMBED
 from paiton_kernels.history import HISTORY
 from paiton_kernels.linear import DECODE_ROWS, LINEAR
-from paiton_kernels.pack import PACK
+from paiton_kernels.norm_add import NORM_ADD
+from paiton_kernels.pack import PACK, scale_count
+from paiton_kernels.rope_kv import ROPE_KV
 from paiton_kernels.rope_table import ROPE_TABLE
 from paiton_kernels.sample import SAMPLE
 from paiton_kernels.spec import BLOCK_ELEMENTS, PACKED_ELEMENT_BYTES, KernelSpec, Variant
 
 _WEIGHT_MACRO = {"fp8_e4m3fn": "FP8", "int8": "INT8", "bf16": "BF16"}
+_GATED = {"silu": "SILU", "gelu_tanh": "GELU"}
 _ACT_MACRO = {"bf16": "BF16", "fp8-static": "FP8_STATIC", "fp8-dynamic": "FP8_DYNAMIC"}
 
 
-@dataclass(frozen=True, slots=True)
-class _Input:
-    """What enters a linear layer: a bf16 value, or x with the norm that is still to be applied."""
-
-    reference: Reference
-    norm: str = ""
-    gather: bool = False
-
-    @property
-    def macros(self) -> dict[str, str | int]:
-        return {"INPUT": "NORM" if self.norm else "BF16", "GATHER": int(self.gather)}
+def _act_macro(activations: str, weight: Tensor) -> str:
+    """Returns what activations are rounded to in front of an FP8 weight; scales of blocks come on both sides."""
+    in_blocks = weight.scale_kind == "block" and activations == "fp8-dynamic"
+    return "FP8_BLOCK" if in_blocks else _ACT_MACRO[activations]
 
 
 class Lowering:
@@ -57,7 +65,8 @@ class Lowering:
 
     def forward(self) -> list[Draft]:
         """Returns the launches from token ids to logits."""
-        self._rope_table()
+        for inv_freq in dict.fromkeys(op.inv_freq for op in self.program.ops if isinstance(op, RopeKvWrite)):
+            self._rope_table(inv_freq)
         ops = list(self.program.ops)
         while ops:
             del ops[: self._match(ops)]
@@ -93,11 +102,17 @@ class Lowering:
             case [Embed() as op, AllReduce(), *_]:
                 self._embed(op)
                 return 2
-            case [RmsNorm() as norm, Linear() as op, RopeKvWrite() as rope, *_]:
+            case [RmsNorm() as norm, Linear() as op, RopeKvWrite(q_norm="") as rope, *_]:
                 self._linear_rope(norm, op, rope)
                 return 3
-            case [RmsNorm() as norm, Linear() as op, GatedMul() as silu, *_]:
-                self._linear_silu(norm, op, silu)
+            case [RmsNorm() as norm, Linear() as op, RopeKvWrite() as rope, *_]:
+                self._linear_norm_rope(norm, op, rope)
+                return 3
+            case [RmsNorm() as norm, Linear() as op, GatedMul() as gated, *_]:
+                self._linear_gated(norm, op, gated)
+                return 3
+            case [Linear() as op, AllReduce(add=False), RmsNormAdd() as norm, *_]:
+                self._linear_norm_add(op, norm)
                 return 3
             case [Linear() as op, AllReduce(add=True) as reduce, *_]:
                 self._linear_residual(op, reduce)
@@ -110,7 +125,7 @@ class Lowering:
                 return 2
             case _:
                 raise UnsupportedShapeError(
-                    f"no cpu kernel covers {ops[0]} where it stands", hint="order the ops as models/llama.py does"
+                    f"no cpu kernel covers {ops[0]} where it stands", hint="order the ops as models/decoder.py does"
                 )
 
     def _emit(
@@ -124,10 +139,13 @@ class Lowering:
         self.drafts.append(Draft(variant, references, constants or {}, layer, flags))
 
     def _x(self, access: Access) -> Scratch:
-        return Scratch("x", self.bucket.tokens * self.shape.hidden * 4, access)
+        return self._f32("x", self.shape.hidden, access)
 
-    def _rope(self, access: Access) -> Scratch:
-        return Scratch("rope", self.bucket.tokens * self.shape.head_dim * 4, access)
+    def _rope(self, inv_freq: str, access: Access) -> Scratch:
+        return Scratch(inv_freq.removesuffix(".inv_freq"), self.bucket.tokens * self.shape.head_dim * 4, access)
+
+    def _f32(self, value: str, cols: int, access: Access) -> Scratch:
+        return Scratch(value, self.bucket.tokens * cols * 4, access)
 
     def _bf16(self, value: str, cols: int, access: Access) -> Scratch:
         return Scratch(value, self.bucket.tokens * cols * 2, access)
@@ -136,20 +154,23 @@ class Lowering:
         size = self.shape.max_requests * self.shape.logits_stride * 4
         return Comm(self.shape.logits_offset, size, access, rank=0)
 
-    def _rope_table(self) -> None:
+    def _rope_table(self, inv_freq: str) -> None:
         self._emit(
             ROPE_TABLE.variant(HEAD_DIM=self.shape.head_dim),
             {
                 "counts": Io("counts"),
                 "positions": Io("positions"),
-                "inv_freq": Weight("rope.inv_freq"),
-                "out": self._rope(Access.WRITE),
+                "inv_freq": Weight(inv_freq),
+                "out": self._rope(inv_freq, Access.WRITE),
             },
         )
 
     def _embed(self, op: Embed) -> None:
         table = self.tensors[op.weight]
-        variant = EMBED.variant(HIDDEN=self.shape.hidden, ROWS=table.shape[0], ROW_STRIDE=table.row_stride)
+        scaled = int(op.scale != 1.0)
+        variant = EMBED.variant(
+            HIDDEN=self.shape.hidden, ROWS=table.shape[0], ROW_STRIDE=table.row_stride, SCALED=scaled
+        )
         out = self._x(Access.WRITE) if self.shape.tp == 1 else self._next_partial()
         references: dict[str, Reference] = {
             "counts": Io("counts"),
@@ -159,7 +180,7 @@ class Lowering:
             "first_token": RankTimes(table.shape[0]),
             "out": out,
         }
-        self._emit(variant, references)
+        self._emit(variant, references, {"scale": op.scale} if scaled else None)
         if isinstance(out, Comm):
             self._all_reduce(out, None, add=False)
 
@@ -184,27 +205,77 @@ class Lowering:
         layer = op.layer if op.layer is not None else 0
         references: dict[str, Reference] = {
             "out": self._bf16(rope.out, shape.q_heads * shape.head_dim, Access.WRITE),
-            "rope": self._rope(Access.READ),
+            "rope": self._rope(rope.inv_freq, Access.READ),
             "positions": Io("positions"),
             **self._cache(layer, Access.WRITE),
         }
-        macros: dict[str, str | int] = {
-            "EPILOGUE": "ROPE",
+        macros = {"EPILOGUE": "ROPE", **self._heads()}
+        self._linear(op, LayerInput(self._x(Access.READ), norm), macros, references, self._cache_strides())
+
+    def _linear_norm_rope(self, norm: RmsNorm, op: Linear, rope: RopeKvWrite) -> None:
+        """With norms of heads, which no worker has whole, the linear layer only stores."""
+        shape = self.shape
+        layer = op.layer if op.layer is not None else 0
+        width = self.tensors[op.weight].shape[0]
+        source = LayerInput(self._x(Access.READ), norm)
+        stored = {"out": self._f32(op.out, width, Access.WRITE)}
+        self._linear(op, source, {"EPILOGUE": "STORE"}, stored, {"out_stride": width})
+        references: dict[str, Reference] = {
+            "counts": Io("counts"),
+            "qkv": self._f32(op.out, width, Access.READ),
+            "q_norm": Weight(rope.q_norm),
+            "k_norm": Weight(rope.k_norm),
+            "rope": self._rope(rope.inv_freq, Access.READ),
+            "positions": Io("positions"),
+            "out": self._bf16(rope.out, shape.q_heads * shape.head_dim, Access.WRITE),
+            "worker_scratch": WorkerScratch(),
+            **self._cache(layer, Access.WRITE),
+        }
+        variant = ROPE_KV.variant(NORM_OFFSET=norm_offset(rope.norm_offset), **self._heads())
+        self._emit(variant, references, {"eps": shape.eps, **self._cache_strides()}, op.layer)
+
+    def _heads(self) -> dict[str, str | int]:
+        """Macros that say how many heads there are and how the cache holds them."""
+        shape = self.shape
+        return {
             "Q_HEADS": shape.q_heads,
             "KV_HEADS": shape.kv_heads,
             "HEAD_DIM": shape.head_dim,
             "KV": shape.kv_cache.upper(),
         }
-        self._linear(op, _Input(self._x(Access.READ), norm.weight), macros, references, self._cache_strides())
 
-    def _linear_silu(self, norm: RmsNorm, op: Linear, silu: GatedMul) -> None:
+    def _linear_gated(self, norm: RmsNorm, op: Linear, gated: GatedMul) -> None:
         width = self.shape.intermediate
-        references = {"out": self._bf16(silu.out, width, Access.WRITE)}
-        source = _Input(self._x(Access.READ), norm.weight)
-        self._linear(op, source, {"EPILOGUE": "SILU"}, references, {"out_stride": width})
+        references = {"out": self._bf16(gated.out, width, Access.WRITE)}
+        source = LayerInput(self._x(Access.READ), norm)
+        self._linear(op, source, {"EPILOGUE": _GATED[gated.activation]}, references, {"out_stride": width})
+
+    def _linear_norm_add(self, op: Linear, norm: RmsNormAdd) -> None:
+        """A block with a norm between it and its residual connection; that launch sums the ranks' parts too."""
+        shape = self.shape
+        source = LayerInput(self._bf16(op.x, self.tensors[op.weight].shape[1], Access.READ))
+        references: dict[str, Reference] = {
+            "counts": Io("counts"),
+            "norm_weight": Weight(norm.weight),
+            "out": self._x(Access.READ | Access.WRITE),
+            "worker_scratch": WorkerScratch(),
+        }
+        part: Reference
+        if shape.tp == 1:
+            part = self._f32(norm.part, shape.hidden, Access.WRITE)
+            references["part0"] = self._f32(norm.part, shape.hidden, Access.READ)
+        else:
+            part = self._next_partial()
+            references |= {
+                f"part{rank}": Comm(part.offset, part.size, Access.READ, rank=rank) for rank in range(shape.tp)
+            }
+        self._linear(op, source, {"EPILOGUE": "STORE"}, {"out": part}, {"out_stride": shape.hidden})
+        variant = NORM_ADD.variant(RANKS=shape.tp, HIDDEN=shape.hidden, NORM_OFFSET=norm_offset(norm.offset))
+        flags = LaunchFlag.GROUP_BARRIER if shape.tp > 1 else LaunchFlag.NONE
+        self._emit(variant, references, {"eps": shape.eps}, norm.layer, flags)
 
     def _linear_residual(self, op: Linear, reduce: AllReduce) -> None:
-        source = _Input(self._bf16(op.x, self.tensors[op.weight].shape[1], Access.READ))
+        source = LayerInput(self._bf16(op.x, self.tensors[op.weight].shape[1], Access.READ))
         constants = {"out_stride": self.shape.hidden}
         if self.shape.tp == 1:
             references = {"out": self._x(Access.READ | Access.WRITE)}
@@ -216,7 +287,7 @@ class Lowering:
 
     def _head(self, norm: RmsNorm, op: Linear) -> None:
         share = self.shape.vocab_share
-        source = _Input(self._x(Access.READ), norm.weight, gather=True)
+        source = LayerInput(self._x(Access.READ), norm)
         references: dict[str, Reference] = {"out": self._logits(Access.WRITE), "out_col": RankTimes(share)}
         constants = {"out_stride": self.shape.logits_stride}
         self._linear(op, source, {"EPILOGUE": "STORE"}, references, constants)
@@ -224,7 +295,7 @@ class Lowering:
     def _linear(
         self,
         op: Linear,
-        source: _Input,
+        source: LayerInput,
         macros: Mapping[str, str | int],
         references: Mapping[str, Reference],
         constants: Mapping[str, int | float],
@@ -232,61 +303,60 @@ class Lowering:
         weight = self.tensors[op.weight]
         rows = self.bucket.requests if source.gather else self.bucket.tokens
         quantized = weight.dtype == "fp8_e4m3fn" and not source.gather
-        act = _ACT_MACRO[self.program.activations] if quantized else "BF16"
+        act = _act_macro(self.program.activations, weight) if quantized else "BF16"
         form = "DECODE" if rows <= DECODE_ROWS else "PREFILL"
         common: dict[str, str | int] = {"K": weight.shape[1], "ACT": act, **source.macros}
         bound = dict(references)
         if form == "PREFILL":
             bound |= self._pack(op, source, common, rows)
         else:
-            bound |= self._input(op, source, act)
+            bound |= source.references(op.weight, act)
         bound |= {"counts": Io("counts"), "weight": Weight(op.weight), "worker_scratch": WorkerScratch()}
+        if op.bias:
+            bound["bias"] = Weight(op.bias)
         if weight.scale:
             bound["scale"] = Weight(weight.scale)
         shapes: dict[str, str | int] = {
             "N": weight.shape[0],
             "ROW_STRIDE": weight.row_stride,
             "WEIGHT": _WEIGHT_MACRO[weight.dtype],
+            "BIAS": int(op.bias != ""),
+            "SOFTCAP": int(op.softcap > 0),
         }
+        if weight.scale_block:
+            shapes |= {"SCALES": "BLOCK", "SCALE_ROWS": weight.scale_block[0]}
         variant = LINEAR.variant(FORM=form, **common, **shapes, **macros)
-        self._emit(variant, bound, {"eps": self.shape.eps, **constants}, op.layer)
+        scalars = {"eps": self.shape.eps, **constants}
+        if op.softcap:
+            scalars["softcap"] = op.softcap
+        if weight.scale_block:
+            scalars["scale_stride"] = self.tensors[weight.scale].row_stride // 4
+        self._emit(variant, bound, scalars, op.layer)
 
-    def _pack(self, op: Linear, source: _Input, macros: Mapping[str, str | int], rows: int) -> dict[str, Reference]:
+    def _pack(self, op: Linear, source: LayerInput, macros: Mapping[str, str | int], rows: int) -> dict[str, Reference]:
         """Emits the packing of a linear layer's input, and returns the references to what it leaves."""
         row_bytes = align_up(int(macros["K"]), BLOCK_ELEMENTS) * PACKED_ELEMENT_BYTES
         packed = Scratch("packed", rows * row_bytes, Access.WRITE)
-        scales = Scratch("packed_scale", rows * 4, Access.WRITE)
+        variant = PACK.variant(**macros)
+        scales = Scratch("packed_scale", rows * scale_count(variant.macros) * 4, Access.WRITE)
         references = {
             "counts": Io("counts"),
             "packed": packed,
             "packed_scale": scales,
             "worker_scratch": WorkerScratch(),
-            **self._input(op, source, str(macros["ACT"])),
+            **source.references(op.weight, str(macros["ACT"])),
         }
-        self._emit(PACK.variant(**macros), references, {"eps": self.shape.eps}, op.layer)
+        self._emit(variant, references, {"eps": self.shape.eps}, op.layer)
         return {
             "packed": Scratch("packed", packed.size, Access.READ),
             "packed_scale": Scratch("packed_scale", scales.size, Access.READ),
         }
 
-    @staticmethod
-    def _input(op: Linear, source: _Input, act: str) -> dict[str, Reference]:
-        references: dict[str, Reference] = {"x": source.reference}
-        if source.norm:
-            references["norm_weight"] = Weight(source.norm)
-        if source.gather:
-            references["rows"] = Io("logit_rows")
-        if act == "FP8_STATIC":
-            references["input_scale"] = Weight(f"{op.weight}.input_scale")
-        return references
-
     def _attention(self, op: Attention) -> None:
         shape = self.shape
         layer = op.layer if op.layer is not None else 0
         width = shape.q_heads * shape.head_dim
-        variant = ATTENTION.variant(
-            Q_HEADS=shape.q_heads, KV_HEADS=shape.kv_heads, HEAD_DIM=shape.head_dim, KV=shape.kv_cache.upper()
-        )
+        variant = ATTENTION.variant(WINDOW=int(op.window > 0), SOFTCAP=int(op.softcap > 0), **self._heads())
         references: dict[str, Reference] = {
             "counts": Io("counts"),
             "q": self._bf16(op.q, width, Access.READ),
@@ -295,7 +365,9 @@ class Lowering:
             "worker_scratch": WorkerScratch(),
             **self._cache(layer, Access.READ),
         }
-        constants = {"softmax_scale": shape.head_dim**-0.5, **self._cache_strides()}
+        constants = {"softmax_scale": op.scale or shape.head_dim**-0.5, **self._cache_strides()}
+        constants |= {"window": op.window} if op.window else {}
+        constants |= {"softcap": op.softcap} if op.softcap else {}
         self._emit(variant, references, constants, op.layer)
 
     def _cache(self, layer: int, access: Access) -> dict[str, Reference]:

@@ -11,6 +11,7 @@ from paiton_aot.targets.cpu.lower import Lowering
 from paiton_aot.targets.cpu.memory import io_fields
 from paiton_aot.targets.draft import Bucket, Draft
 from paiton_aot.targets.io_layout import end_of
+from paiton_aot.targets.representative import representative
 from paiton_aot.targets.scratch import allocate
 from paiton_aot.targets.segments import chain
 from paiton_aot.targets.shape import Shape
@@ -50,7 +51,8 @@ def make_plans(program: Program, tensors: Sequence[Tensor], weights_bytes: int, 
     """Lowers `program` for every bucket."""
     table = {tensor.name: tensor for tensor in tensors}
     sizes = buckets(shape.max_tokens, shape.max_requests)
-    forward = [(bucket, Lowering(program, table, shape, bucket).forward()) for bucket in sizes]
+    shown = representative(program, tensors)
+    forward = [(bucket, Lowering(shown, table, shape, bucket).forward()) for bucket in sizes]
     largest, joining = Bucket(shape.max_tokens, shape.max_requests), Bucket(1, 1)
     sampling = Lowering(program, table, shape, largest).sample()
     history = Lowering(program, table, shape, joining).history()

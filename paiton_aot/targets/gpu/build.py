@@ -20,6 +20,9 @@ from paiton_kernels.gpu.devices import DEFAULT_PROFILES, Profile, Target, profil
 from paiton_kernels.gpu.spec import GpuArg, GpuVariant
 from paiton_kernels.gpu.tuning import choose
 
+RANKS = (1, 2, 4, 8)
+"""Numbers of ranks that the kernels for collectives are made and tested for."""
+
 
 @dataclass(frozen=True, slots=True)
 class GpuTarget:
@@ -32,6 +35,8 @@ class GpuTarget:
         plans: of all profiles.
         memory: one plan per profile.
         compiler: name and version of what compiled the code.
+        configured: what the plans were made from, one per profile.
+        spilling: symbols of kernels that spill registers.
     """
 
     target: Target
@@ -40,6 +45,8 @@ class GpuTarget:
     plans: tuple[Plan, ...]
     memory: tuple[MemoryPlan, ...]
     compiler: str = COMPILER
+    configured: tuple[Configured, ...] = ()
+    spilling: tuple[str, ...] = ()
 
 
 def gpu_shape(lowered: Lowered, options: BuildOptions) -> Shape:
@@ -51,15 +58,15 @@ def build_targets(lowered: Lowered, options: BuildOptions, progress: Progress) -
     """Chooses, compiles and plans the kernels of every GPU target that was asked for.
 
     Raises:
-        UnsupportedError: a target cannot run the model, or it was asked to share it between ranks.
+        UnsupportedError: a target cannot run the model, or not with so many ranks.
         UsageError: a profile of a target that was not asked for.
         CompilerError: a kernel does not compile; the message names it.
     """
     targets = [target_named(name) for name in options.targets]
-    if targets and options.tp > 1:
+    if targets and options.tp not in RANKS:
         raise UnsupportedError(
-            f"--tp {options.tp} is not supported on {targets[0].name}: GPU plans are for one rank in this version",
-            hint="use --tp 1, or leave out the GPU targets",
+            f"--tp {options.tp} is not supported on {targets[0].name}",
+            hint=f"use --tp with one of {', '.join(map(str, RANKS))}, or leave out the GPU targets",
         )
     profiles = _profiles(targets, options.profiles)
     return tuple(_build_target(target, profiles[target.name], lowered, options, progress) for target in targets)
@@ -109,7 +116,9 @@ def _build_target(
     code, table = pack_kernels(target, variants, compiled, sources)
     kernels = {kernel.symbol: kernel for kernel in table.kernels}
     plans = tuple(plan for made in configured for plan in settle(made, kernels, lowered.tensors, shape))
-    return GpuTarget(target, code, table, plans, tuple(made.memory for made in configured))
+    memory = tuple(made.memory for made in configured)
+    spilling = tuple(sorted(symbol for symbol, kernel in compiled.items() if kernel.spills))
+    return GpuTarget(target, code, table, plans, memory, configured=tuple(configured), spilling=spilling)
 
 
 def pack_kernels(

@@ -22,6 +22,8 @@ class GpuDraft:
         scalars: the other arguments by name.
         layer: of the decoder; None outside of them.
         flags: how it is ordered with the other ranks.
+        work_list: which list of attention's work it writes or reads, where a step has several; it ends the names of
+            scratch that several launches share.
         config: how it is computed; None until tuning has chosen.
     """
 
@@ -32,6 +34,7 @@ class GpuDraft:
     scalars: Mapping[str, int | float]
     layer: int | None = None
     flags: LaunchFlag = LaunchFlag.NONE
+    work_list: str = ""
     config: Config | None = None
 
     @property

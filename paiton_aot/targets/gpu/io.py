@@ -2,7 +2,7 @@
 
 Three parts, in this order: inputs, which the host writes into pinned staging and the first copy of every step brings
 over; what the host sends only when it changed (block tables, masks, biases, a joining request's history); and what the
-device owns: results that the host reads, and state that outlives a step.
+device owns: results that the host reads, state that outlives a step, and logits, which `forward` leaves for `sample`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from paiton_aot.targets.io_layout import end_of, place
 from paiton_aot.targets.shape import Shape
 from paiton_artifacts.layout import TENSOR_ALIGNMENT, align_up
 from paiton_artifacts.schema import IoField
+
+ERROR_WORDS = 16
+"""What a launch that waited in vain for another rank may note (`paiton_kernels.gpu.comm`)."""
 
 
 def io_fields(shape: Shape, semaphores: int) -> tuple[tuple[IoField, ...], int]:
@@ -23,5 +26,9 @@ def io_fields(shape: Shape, semaphores: int) -> tuple[tuple[IoField, ...], int]:
     """
     inputs = place([*written_every_step(shape), ("query_start", "i32", shape.max_requests + 1)])
     input_bytes = align_up(end_of(inputs), TENSOR_ALIGNMENT)
-    others = [*written_when_changed(shape), *results(shape), *state(shape), ("semaphores", "i32", semaphores)]
+    own = [*state(shape), ("semaphores", "i32", semaphores)]
+    if shape.tp > 1:
+        own += [("comm_peers", "u64", shape.tp), ("comm_error", "i32", ERROR_WORDS)]
+    own.append(("logits", "f32", shape.max_requests * shape.logits_stride))
+    others = [*written_when_changed(shape), *results(shape), *own]
     return inputs + place(others, start=input_bytes), input_bytes

@@ -1,32 +1,58 @@
 """Turns a program into a GPU's launches: seven a layer, for decode and prefill alike.
 
-norm (+ quantise), qkv (+ RoPE + KV write), attention (+ quantise), o (+ residual), norm (+ quantise), gate/up
-(+ SiLU-mul + quantise), down (+ residual). Dynamic per-token scales need the largest value of a whole row, which the
+norm (+ quantise), qkv (+ norms of heads + RoPE + KV write), attention (+ quantise), o (+ residual), norm (+ quantise),
+gate/up (+ SiLU-mul + quantise), down (+ residual). Where a block's result has a norm of its own, the norm that follows
+adds it to the residual stream. Dynamic per-token scales need the largest value of a whole row, which the
 blocks of one launch only have when all are done: attention and SiLU-mul collect it by atomic maxima, and the linear
 layer that follows quantises as it loads; with many tokens, where that would be done over and over, a launch of its own
 does it once.
+
+Ranks that share the model store their partial results, and the launch of the norm that follows sums them: seven a layer
+again. The head's logits are gathered, so that all ranks sample the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from itertools import pairwise
 
-from paiton_aot.program import AllReduce, Attention, Embed, GatedMul, Linear, Op, Program, RmsNorm, RopeKvWrite
-from paiton_aot.targets.draft import Bucket, Comm, Io, Kv, Reference, Scratch, Weight
+from paiton_aot.program import (
+    AllReduce,
+    Attention,
+    Embed,
+    GatedMul,
+    Linear,
+    Op,
+    Program,
+    RmsNorm,
+    RmsNormAdd,
+    RopeKvWrite,
+)
+from paiton_aot.targets.draft import Bucket, Io, Kv, RankTimes, Reference, Scratch, Weight
+from paiton_aot.targets.gpu.comm import PARTIAL, Collectives, Sum
 from paiton_aot.targets.gpu.draft import GpuDraft
+from paiton_aot.targets.gpu.operands import (
+    Activation,
+    head_norm_operands,
+    input_scale,
+    rope_value,
+    row_elements,
+    score_constants,
+    weight_operands,
+)
+from paiton_aot.targets.gpu.sampling import draft_by_name
 from paiton_aot.targets.shape import Shape
 from paiton_artifacts.errors import UnsupportedShapeError
-from paiton_artifacts.layout import DTYPE_BYTES
 from paiton_artifacts.plan import Access
 from paiton_artifacts.schema import Tensor
 from paiton_kernels.gpu.attention import ATTENTION
 from paiton_kernels.gpu.embed import EMBED
 from paiton_kernels.gpu.linear import LINEAR
+from paiton_kernels.gpu.linear_shape import ELEMENT_BYTES
 from paiton_kernels.gpu.norm import NORM
 from paiton_kernels.gpu.quantize import QUANTIZE
 from paiton_kernels.gpu.rope_table import ROPE_TABLE
-from paiton_kernels.gpu.sample import SAMPLE_CHAIN, SAMPLE_SCRATCH
+from paiton_kernels.gpu.sample import SAMPLE_CHAIN
 from paiton_kernels.gpu.sample_history import HISTORY
 from paiton_kernels.gpu.schedule import SCHEDULE
 from paiton_kernels.gpu.spec import Constant, GpuKernelSpec, Step
@@ -34,17 +60,8 @@ from paiton_kernels.gpu.spec import Constant, GpuKernelSpec, Step
 QUANTIZE_TOKENS = 64
 """Up to this many tokens a linear layer quantises its input as it loads; beyond, a launch does it once for all."""
 
-_STORAGE = {"fp8_e4m3fn": "FP8", "int8": "INT8", "bf16": "BF16"}
+_GATES = {"silu": "SILU", "gelu_tanh": "GELU"}
 _NO_HEADS: dict[str, Constant] = {"Q_HEADS": 0, "KV_HEADS": 0, "HEAD_DIM": 0, "KV": "BF16"}
-
-
-@dataclass(frozen=True, slots=True)
-class _Activation:
-    """What enters a linear layer: its storage and how it is scaled (constants of `linear`), and its arguments."""
-
-    storage: str  # A: "BF16" or "FP8"
-    scale: str  # A_SCALE
-    references: Mapping[str, Reference]
 
 
 class Lowering:
@@ -58,6 +75,10 @@ class Lowering:
         self.step = Step(bucket.tokens, bucket.requests)
         self.rows_step = Step(bucket.requests, bucket.requests)  # of launches over the rows that want logits
         self.drafts: list[GpuDraft] = []
+        self.lists: dict[tuple[tuple[str, Constant], ...], str] = {}  # work lists, by constants of attention
+        self.collectives = Collectives(shape, self.step) if shape.tp > 1 else None
+        self.sum: Sum | None = None  # of partial results that are still to be summed over ranks
+        self.added: RmsNormAdd | None = None  # what the next norm adds to the residual stream in front of it
 
     def forward(self) -> list[GpuDraft]:
         """Returns the launches from token ids to logits."""
@@ -70,29 +91,13 @@ class Lowering:
     def sample(self) -> list[GpuDraft]:
         """Returns the launches from logits to sampled tokens, state advanced."""
         for spec in SAMPLE_CHAIN:
-            self._by_name(spec)
+            self.drafts.append(draft_by_name(spec, self.shape, self.rows_step))
         return self.drafts
 
     def history(self) -> list[GpuDraft]:
         """Returns the launches that load what penalties count of one request."""
-        self._by_name(HISTORY)
+        self.drafts.append(draft_by_name(HISTORY, self.shape, self.rows_step))
         return self.drafts
-
-    def _by_name(self, spec: GpuKernelSpec) -> None:
-        """Emits a launch whose arguments have the names of io fields; scratch is added once its size is known."""
-        shape = self.shape
-        references: dict[str, Reference] = {}
-        for arg in spec.args:
-            if arg.name == "logits":
-                references[arg.name] = self._logits(Access.READ)
-            elif arg.pointer and arg.name not in SAMPLE_SCRATCH:
-                references[arg.name] = Io(arg.name, Access.READ | Access.WRITE)
-        known: dict[str, Constant] = {"VOCAB": shape.vocab}
-        scalars = {"logits_stride": shape.logits_stride}
-        taken = {arg.name: scalars[arg.name] for arg in spec.args if not arg.pointer}
-        self.drafts.append(
-            GpuDraft(spec, {name: known[name] for name in spec.constants}, self.rows_step, references, taken)
-        )
 
     def _match(self, ops: list[Op]) -> int:
         """Emits the launches of the first ops and returns how many ops they cover."""
@@ -103,12 +108,15 @@ class Lowering:
             case [RmsNorm() as norm, Linear() as op, RopeKvWrite() as rope, *_]:
                 self._linear_rope(norm, op, rope)
                 return 3
-            case [Attention() as op, Linear() as projection, AllReduce(add=True), *_]:
-                self._attention(op, projection)
+            case [Attention() as op, Linear() as projection, AllReduce() as reduce, *_]:
+                self._residual(projection, self._attention(op, projection), reduce)
                 return 3
-            case [RmsNorm() as norm, Linear() as op, GatedMul() as silu, Linear() as down, AllReduce(add=True), *_]:
-                self._linear_silu(norm, op, silu, down)
+            case [RmsNorm() as norm, Linear() as op, GatedMul() as gate, Linear() as down, AllReduce() as reduce, *_]:
+                self._residual(down, self._gated(norm, op, gate, down), reduce)
                 return 5
+            case [RmsNormAdd() as added, RmsNorm() as norm, *_] if added.offset == norm.offset:
+                self.added = added
+                return 1
             case [RmsNorm(gather=True) as norm, Linear() as op]:
                 self._head(norm, op)
                 return 2
@@ -126,11 +134,13 @@ class Lowering:
         *,
         layer: int | None = None,
         step: Step | None = None,
+        work_list: str = "",
     ) -> None:
         bound: dict[str, Reference] = dict(references)
         if any(arg.name == "counts" for arg in spec.args):
             bound["counts"] = Io("counts")
-        self.drafts.append(GpuDraft(spec, constants, step or self.step, bound, scalars or {}, layer))
+        draft = GpuDraft(spec, constants, step or self.step, bound, scalars or {}, layer, work_list=work_list)
+        self.drafts.append(draft)
 
     def _value(self, name: str, row_bytes: int, access: Access, rows: int | None = None) -> Scratch:
         return Scratch(name, (self.bucket.tokens if rows is None else rows) * row_bytes, access)
@@ -138,25 +148,37 @@ class Lowering:
     def _x(self, access: Access) -> Scratch:
         return self._value("x", self.shape.hidden * 4, access)
 
-    def _logits(self, access: Access) -> Comm:
-        return Comm(self.shape.logits_offset, self.shape.max_requests * self.shape.logits_stride * 4, access, rank=0)
+    def _logits(self, access: Access) -> Io:
+        return Io("logits", access)
 
     def _prologue(self) -> None:
-        shape = self.shape
-        self._emit(
-            ROPE_TABLE,
-            {"HEAD_DIM": shape.head_dim},
-            {
+        """Emits what every layer reads: tables of cosines and sines, and work lists of attention."""
+        head_dim, ops = self.shape.head_dim, self.program.ops
+        for name in dict.fromkeys(op.inv_freq for op in ops if isinstance(op, RopeKvWrite)):
+            references: dict[str, Reference] = {
                 "positions": Io("positions"),
-                "inv_freq": Weight("rope.inv_freq"),
-                "out": self._value("rope", shape.head_dim * 4, Access.WRITE),
-            },
-        )
-        self._emit(
-            SCHEDULE,
-            {name: constant for name, constant in self._heads().items() if name in SCHEDULE.constants},
-            {"query_start": Io("query_start"), "positions": Io("positions")},
-        )
+                "inv_freq": Weight(name),
+                "out": self._value(rope_value(name), head_dim * 4, Access.WRITE),
+            }
+            self._emit(ROPE_TABLE, {"HEAD_DIM": head_dim}, references)
+        # A list is made for the tiles of one kernel of attention, and within the windows of its layers.
+        for op, projection in pairwise(ops):
+            if isinstance(op, Attention) and isinstance(projection, Linear):
+                constants = self._attention_constants(op, projection)
+                if self._work_list(constants) is None:
+                    name = f"_{len(self.lists)}" if self.lists else ""
+                    self.lists[tuple(constants.items())] = name
+                    known = {name: constant for name, constant in constants.items() if name in SCHEDULE.constants}
+                    steps: dict[str, Reference] = {name: Io(name) for name in ("query_start", "positions")}
+                    self._emit(SCHEDULE, known, steps, work_list=name)
+
+    def _attention_constants(self, op: Attention, projection: Linear) -> dict[str, Constant]:
+        constants, _, _ = self._produce(op.out, projection, self.shape.q_heads * self.shape.head_dim, "")
+        return {**self._heads(), **constants, **score_constants(op)}
+
+    def _work_list(self, constants: Mapping[str, Constant]) -> str | None:
+        """Returns which work list an attention with these constants reads; None if none was made yet."""
+        return self.lists.get(tuple(constants.items()))
 
     def _heads(self) -> dict[str, Constant]:
         shape = self.shape
@@ -175,14 +197,22 @@ class Lowering:
             "table": Weight(op.weight),
             "out": self._x(Access.WRITE),
         }
-        self._emit(EMBED, {"HIDDEN": self.shape.hidden, "ROW_STRIDE": _row_elements(table)}, references)
+        constants: dict[str, Constant] = {"HIDDEN": self.shape.hidden, "ROW_STRIDE": row_elements(table)}
+        if op.scale != 1.0:
+            constants["SCALE"] = op.scale
+        if self.collectives is not None:
+            references |= {"out": self._partial(Access.WRITE), "first_row": RankTimes(table.shape[0])}
+            constants["ROWS"] = table.shape[0]
+            self.sum = Sum(self._x(Access.WRITE), add=False, layer=op.layer)
+        self._emit(EMBED, constants, references)
 
-    def _norm(self, norm: RmsNorm, consumer: Linear, *, clear: str = "") -> _Activation:
+    def _norm(self, norm: RmsNorm, consumer: Linear, *, clear: str = "") -> Activation:
         """Emits a norm and returns what it leaves for the linear layer that consumes it."""
-        scale = "NONE" if norm.gather else self._scale_of(consumer)
+        wanted = "NONE" if norm.gather else self._scale_of(consumer)
+        scale = "NONE" if wanted == "GROUP" else wanted
         rows, step = (self.bucket.requests, self.rows_step) if norm.gather else (self.bucket.tokens, self.step)
-        storage = "BF16" if scale == "NONE" else "FP8"
-        width = 2 if storage == "BF16" else 1
+        storage = "FP32" if wanted == "GROUP" else "BF16" if scale == "NONE" else "FP8"
+        width = ELEMENT_BYTES[storage]
         references: dict[str, Reference] = {
             "x": self._x(Access.READ),
             "weight": Weight(norm.weight),
@@ -205,14 +235,23 @@ class Lowering:
             "SCALE": scale,
             "CLEAR": int(bool(clear)),
         }
+        if norm.offset:
+            constants["OFFSET"] = norm.offset
+        if self.added is not None:
+            constants["PART"] = 1
+            references["part"] = self._value(self.added.part, self.shape.hidden * 4, Access.READ)
+            references["part_weight"] = Weight(self.added.weight)
+            if not norm.gather:
+                references["x"] = self._x(Access.READ | Access.WRITE)
+            self.added = None
         self._emit(NORM, constants, references, {"eps": self.shape.eps}, layer=norm.layer, step=step)
-        return _Activation(storage, scale, left)
+        if self.collectives is not None and self.sum is not None:
+            self.drafts[-1] = self.collectives.all_reduce_norm(self.sum, self.drafts[-1])
+            self.sum = None
+        return Activation(storage, wanted, left)
 
     def _scale_of(self, consumer: Linear) -> str:
-        """Returns how the input of a linear layer is scaled: as the program says where its weights are FP8."""
-        if self.tensors[consumer.weight].dtype != "fp8_e4m3fn":
-            return "NONE"
-        return {"bf16": "NONE", "fp8-static": "TENSOR", "fp8-dynamic": "ROW"}[self.program.activations]
+        return input_scale(self.tensors[consumer.weight], self.program.activations)
 
     def _linear_rope(self, norm: RmsNorm, op: Linear, rope: RopeKvWrite) -> None:
         shape = self.shape
@@ -220,36 +259,42 @@ class Lowering:
         source = self._norm(norm, op, clear="attention_amax" if self.program.activations == "fp8-dynamic" else "")
         references: dict[str, Reference] = {
             "out": self._value(rope.out, shape.q_heads * shape.head_dim * 2, Access.WRITE),
-            "rope": self._value("rope", shape.head_dim * 4, Access.READ),
+            "rope": self._value(rope_value(rope.inv_freq), shape.head_dim * 4, Access.READ),
             "positions": Io("positions"),
             "request_of": Io("request_of"),
             **self._cache(layer, Access.WRITE),
         }
-        self._linear(op, source, references, {**self._heads(), "EPILOGUE": "ROPE", "OUT": "BF16"}, self._strides())
+        norms, weights = head_norm_operands(rope)
+        constants = {**self._heads(), "EPILOGUE": "ROPE", "OUT": "BF16", **norms}
+        scalars = {**self._strides(), **({"norm_eps": shape.eps} if norms else {})}
+        self._linear(op, source, {**references, **weights}, constants, scalars)
 
-    def _attention(self, op: Attention, projection: Linear) -> None:
+    def _attention(self, op: Attention, projection: Linear) -> Activation:
         shape = self.shape
         width = shape.q_heads * shape.head_dim
         layer = op.layer if op.layer is not None else 0
-        constants, references, left = self._produce(op.out, projection, width, "attention_amax")
+        _, references, left = self._produce(op.out, projection, width, "attention_amax")
         references |= {
             "q": self._value(op.q, width * 2, Access.READ),
             "positions": Io("positions"),
             **self._cache(layer, Access.READ),
         }
-        scalars = {"softmax_scale": shape.head_dim**-0.5, **self._strides()}
-        self._emit(ATTENTION, {**self._heads(), **constants}, references, scalars, layer=op.layer)
-        self._residual(projection, self._quantized(projection, left, width))
+        scalars = {"softmax_scale": op.scale or shape.head_dim**-0.5, **self._strides()}
+        constants = self._attention_constants(op, projection)
+        items = self._work_list(constants) or ""
+        self._emit(ATTENTION, constants, references, scalars, layer=op.layer, work_list=items)
+        return self._quantized(projection, left, width)
 
-    def _linear_silu(self, norm: RmsNorm, op: Linear, silu: GatedMul, down: Linear) -> None:
+    def _gated(self, norm: RmsNorm, op: Linear, gate: GatedMul, down: Linear) -> Activation:
         source = self._norm(norm, op, clear="silu_amax" if self.program.activations == "fp8-dynamic" else "")
-        constants, references, left = self._produce(silu.out, down, self.shape.intermediate, "silu_amax")
-        self._linear(op, source, references, {**_NO_HEADS, **constants, "EPILOGUE": "SILU"}, {})
-        self._residual(down, self._quantized(down, left, self.shape.intermediate))
+        constants, references, left = self._produce(gate.out, down, self.shape.intermediate, "silu_amax")
+        constants["EPILOGUE"] = _GATES[gate.activation]
+        self._linear(op, source, references, {**_NO_HEADS, **constants}, {})
+        return self._quantized(down, left, self.shape.intermediate)
 
     def _produce(
         self, out: str, consumer: Linear, width: int, amax: str
-    ) -> tuple[dict[str, Constant], dict[str, Reference], _Activation]:
+    ) -> tuple[dict[str, Constant], dict[str, Reference], Activation]:
         """How a launch hands its result to a linear layer: constants OUT and AMAX, arguments, and what it leaves."""
         scale = self._scale_of(consumer)
         row_bytes = width if scale == "TENSOR" else 2 * width
@@ -257,14 +302,14 @@ class Lowering:
         left: dict[str, Reference] = {"a": self._value(out, row_bytes, Access.READ)}
         if scale == "TENSOR":
             references["out_scale"] = left["a_scale"] = Weight(f"{consumer.weight}.input_scale")
-            return {"OUT": "FP8", "AMAX": 0}, references, _Activation("FP8", "TENSOR", left)
+            return {"OUT": "FP8", "AMAX": 0}, references, Activation("FP8", "TENSOR", left)
         if scale == "ROW":
             references["out_amax"] = self._value(amax, 4, Access.READ | Access.WRITE)
             left["a_scale"] = self._value(amax, 4, Access.READ)
-            return {"OUT": "BF16", "AMAX": 1}, references, _Activation("BF16", "AMAX", left)
-        return {"OUT": "BF16", "AMAX": 0}, references, _Activation("BF16", "NONE", left)
+            return {"OUT": "BF16", "AMAX": 1}, references, Activation("BF16", "AMAX", left)
+        return {"OUT": "BF16", "AMAX": 0}, references, Activation("BF16", scale, left)
 
-    def _quantized(self, consumer: Linear, source: _Activation, width: int) -> _Activation:
+    def _quantized(self, consumer: Linear, source: Activation, width: int) -> Activation:
         """Quantises a value with dynamic scales by a launch of its own where there are many tokens."""
         if source.scale != "AMAX" or self.bucket.tokens <= QUANTIZE_TOKENS:
             return source
@@ -280,39 +325,62 @@ class Lowering:
             "a": self._value(name, width, Access.READ),
             "a_scale": self._value(f"{name}_scale", 4, Access.READ),
         }
-        return _Activation("FP8", "ROW", left)
+        return Activation("FP8", "ROW", left)
 
-    def _residual(self, op: Linear, source: _Activation) -> None:
-        out = {"out": self._x(Access.READ | Access.WRITE)}
-        self._linear(op, source, out, {**_NO_HEADS, "EPILOGUE": "ADD", "OUT": "FP32"}, {})
+    def _residual(self, op: Linear, source: Activation, reduce: AllReduce) -> None:
+        """Adds a row-parallel layer's result to the residual stream; that of all ranks with the norm that follows.
+
+        Where it is not added yet, because it goes through a norm first, it is left as a value of its own.
+        """
+        if not reduce.add:
+            whole = self._value(reduce.out, self.shape.hidden * 4, Access.WRITE)
+            self._store_f32(op, source, whole if self.collectives is None else self._partial(Access.WRITE))
+            if self.collectives is not None:
+                self.drafts.append(self.collectives.all_reduce(Sum(whole, add=False, layer=op.layer)))
+            return
+        out = self._x(Access.READ | Access.WRITE)
+        if self.collectives is None:
+            self._linear(op, source, {"out": out}, {**_NO_HEADS, "EPILOGUE": "ADD", "OUT": "FP32"}, {})
+            return
+        self._store_f32(op, source, self._partial(Access.WRITE))
+        self.sum = Sum(out, add=True, layer=op.layer)
+
+    def _partial(self, access: Access) -> Scratch:
+        return self._value(PARTIAL, self.shape.hidden * 4, access)
+
+    def _store_f32(self, op: Linear, source: Activation, out: Scratch) -> None:
+        constants: dict[str, Constant] = {**_NO_HEADS, "EPILOGUE": "STORE", "OUT": "FP32"}
+        self._linear(op, source, {"out": out}, constants, {"out_stride": self.shape.hidden})
 
     def _head(self, norm: RmsNorm, op: Linear) -> None:
         source = self._norm(norm, op)
         constants: dict[str, Constant] = {**_NO_HEADS, "EPILOGUE": "STORE", "OUT": "FP32", "ROWS": "LOGITS"}
-        scalars = {"out_stride": self.shape.logits_stride}
-        self._linear(op, source, {"out": self._logits(Access.WRITE)}, constants, scalars, step=self.rows_step)
+        if self.collectives is None:
+            scalars = {"out_stride": self.shape.logits_stride}
+            self._linear(op, source, {"out": self._logits(Access.WRITE)}, constants, scalars, step=self.rows_step)
+            return
+        share = self.shape.vocab_share
+        out = self._value("logits_share", share * 4, Access.WRITE, self.bucket.requests)
+        self._linear(op, source, {"out": out}, constants, {"out_stride": share}, step=self.rows_step)
+        part = self._value("logits_share", share * 4, Access.READ, self.bucket.requests)
+        self.drafts.append(self.collectives.all_gather(part, self._logits(Access.WRITE), self.rows_step))
 
     def _linear(
         self,
         op: Linear,
-        source: _Activation,
+        source: Activation,
         references: Mapping[str, Reference],
         constants: Mapping[str, Constant],
         scalars: Mapping[str, int | float],
         step: Step | None = None,
     ) -> None:
-        weight = self.tensors[op.weight]
-        bound: dict[str, Reference] = {**source.references, **references, "weight": Weight(op.weight)}
-        if weight.scale:
-            bound["scale"] = Weight(weight.scale)
+        known, weights = weight_operands(op, self.tensors)
+        bound: dict[str, Reference] = {**source.references, **references, **weights}
         full: dict[str, Constant] = {
-            "N": weight.shape[0],
-            "K": weight.shape[1],
-            "ROW_STRIDE": _row_elements(weight),
+            **known,
             "ROWS": "TOKENS",
             "A": source.storage,
             "A_SCALE": source.scale,
-            "WEIGHT": _STORAGE[weight.dtype],
             "AMAX": 0,
             **constants,
         }
@@ -326,7 +394,3 @@ class Lowering:
 
     def _strides(self) -> dict[str, int | float]:
         return {"block_table_stride": self.shape.max_blocks, "kv_block_stride": self.shape.kv_block_bytes}
-
-
-def _row_elements(tensor: Tensor) -> int:
-    return tensor.row_stride // DTYPE_BYTES[tensor.dtype]

@@ -9,10 +9,12 @@ from functools import partial
 from paiton_aot.program import Program
 from paiton_aot.targets.addresses import Addresses
 from paiton_aot.targets.draft import Bucket, Io, Reference, Scratch
+from paiton_aot.targets.gpu.comm import layout_of
 from paiton_aot.targets.gpu.draft import GpuDraft
 from paiton_aot.targets.gpu.io import io_fields
 from paiton_aot.targets.gpu.lower import Lowering
 from paiton_aot.targets.io_layout import end_of
+from paiton_aot.targets.representative import representative
 from paiton_aot.targets.scratch import allocate
 from paiton_aot.targets.segments import chain
 from paiton_aot.targets.shape import Shape
@@ -76,9 +78,10 @@ def buckets(max_tokens: int, max_requests: int) -> list[Bucket]:
 def draft_chains(program: Program, tensors: Sequence[Tensor], shape: Shape) -> list[Chain]:
     """Lowers `program` for every bucket of every family; no configuration is chosen yet."""
     table = {tensor.name: tensor for tensor in tensors}
+    shown = representative(program, tensors)
     chains = []
     for bucket in buckets(shape.max_tokens, shape.max_requests):
-        drafts = Lowering(program, table, shape, bucket).forward()
+        drafts = Lowering(shown, table, shape, bucket).forward()
         chains.append(Chain("forward", bucket, tuple(drafts)))
     for requests in sorted({min(FEW_ROWS, shape.max_requests), shape.max_requests}):
         bucket = Bucket(min(requests, shape.max_tokens), requests)
@@ -147,19 +150,20 @@ def _request(draft: GpuDraft) -> Request:
 
 def _configure_chain(made: Chain, choices: Mapping[Request, Choice], profile: Profile) -> tuple[Chain, int]:
     """Returns a chain with configurations and scratch, and the semaphores that it needs."""
-    configs = {draft.spec.family: choices[_request(draft)].config for draft in made.drafts if draft.spec is ATTENTION}
+    configs = {draft.work_list: choices[_request(draft)].config for draft in made.drafts if draft.spec is ATTENTION}
     drafts = []
     for draft in made.drafts:
         if draft.spec is SCHEDULE:  # writes the work list that attention reads
-            config = schedule_config(configs[ATTENTION.family])
+            config = schedule_config(configs[draft.work_list])
         else:
             config = choices[_request(draft)].config
         drafts.append(replace(draft, config=config))
     needs = [draft.spec.workspace(draft.variant.values, draft.step, profile) for draft in drafts]
     largest: dict[str, int] = {}
-    for need in needs:
+    for draft, need in zip(drafts, needs, strict=True):
         for name, size in need.items():
-            largest[name] = max(size, largest.get(name, 0))
+            shared_name = name if name in _OWN else name + draft.work_list
+            largest[shared_name] = max(size, largest.get(shared_name, 0))
     shared = {name: size for name, size in largest.items() if name not in _OWN}
     ready = tuple(_with_scratch(draft, {**shared, **need}) for draft, need in zip(drafts, needs, strict=True))
     return replace(made, drafts=ready), largest.get(_SEMAPHORES, 0)
@@ -170,10 +174,13 @@ def _with_scratch(draft: GpuDraft, sizes: Mapping[str, int]) -> GpuDraft:
     both = Access.READ | Access.WRITE
     added: dict[str, Reference] = {}
     for arg in draft.spec.args:
-        size = sizes.get(arg.name, 0)
+        name = arg.name if arg.name in _OWN else arg.name + draft.work_list
+        size = sizes.get(name, 0)
         if arg.name in draft.references or not size:
             continue
-        added[arg.name] = Io(_SEMAPHORES, both) if arg.name == _SEMAPHORES else Scratch(arg.name, size, both)
+        # What a launch needs for itself alone it writes before it reads.
+        access = Access.WRITE if name in _OWN else both
+        added[arg.name] = Io(_SEMAPHORES, both) if name == _SEMAPHORES else Scratch(name, size, access)
     return replace(draft, references={**draft.references, **added})
 
 
@@ -188,13 +195,13 @@ def _memory_plan(shape: Shape, profile: Profile, weights_bytes: int, scratch_byt
         io_input_bytes=input_bytes,
         scratch_bytes=scratch_bytes,
         worker_scratch_bytes=0,
-        comm_bytes=shape.comm_bytes,
+        comm_bytes=layout.bytes if (layout := layout_of(shape)) else 0,
         kv_block_tokens=KV_BLOCK_TOKENS,
         kv_block_bytes=shape.kv_block_bytes,
         max_tokens=shape.max_tokens,
         max_requests=shape.max_requests,
         max_blocks_per_request=shape.max_blocks,
-        logits_offset=shape.logits_offset,
+        logits_offset=next(field.offset for field in fields if field.name == "logits"),
         logits_stride=shape.logits_stride,
         io=fields,
     )

@@ -50,7 +50,24 @@ def _model(bundle: Bundle) -> str:
         f"  {manifest.tp} rank(s), {size:,} bytes of weights in {len(manifest.tensors)} tensors a rank, "
         f"{len(manifest.goldens)} goldens"
     )
-    return f"{made}\n{shape}\n{storage}\n{parts}"
+    return "\n".join((made, shape, storage, parts, _template(manifest), _sampling(manifest)))
+
+
+def _template(manifest: Manifest) -> str:
+    """Returns what the build's check of the chat template gave; see `paiton_aot.templates`."""
+    check = manifest.tokenizer.template_check
+    if check is None:
+        return "  no chat template"
+    if not check.differing:
+        return f"  chat template: {check.probes} conversations rendered as by transformers"
+    names = ", ".join(check.differing)
+    return f"  chat template: {len(check.differing)} of {check.probes} conversations differ from transformers': {names}"
+
+
+def _sampling(manifest: Manifest) -> str:
+    advised = {name: value for name, value in asdict(manifest.sampling).items() if value is not None}
+    shown = ", ".join(f"{name} {value:g}" for name, value in advised.items()) or "nothing advised"
+    return f"  sampling: {shown}"
 
 
 def _targets(manifest: Manifest) -> str:

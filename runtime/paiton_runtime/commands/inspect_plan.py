@@ -99,7 +99,7 @@ def find_plan(bundle: Bundle, name: str, target: str | None, profile: str | None
         memory = bundle.memory(entry.target, entry.profile)
         names = {(Region.WEIGHTS, tensor.offset): tensor.name for tensor in bundle.manifest.tensors}
         names |= {(Region.IO, field.offset): field.name for field in memory.io}
-        names[Region.COMM, memory.logits_offset] = "logits"
+        names[memory.logits_region, memory.logits_offset] = "logits"
         return PlanView(bundle.load_plan(entry, kernels), kernels, names)
     names_of = ", ".join(dict.fromkeys(plan_name(entry) for entry in bundle.manifest.plans))
     raise UsageError(f"no plan {name}" + (f" for {target}" if target else ""), hint=f"the bundle has: {names_of}")

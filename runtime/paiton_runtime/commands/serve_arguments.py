@@ -112,6 +112,13 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="how the model writes tool calls (default: auto, by its chat template)",
     )
+    group.add_argument(
+        "--generation-config",
+        choices=("auto", "vllm"),
+        default="auto",
+        help="sampling of requests that leave it open: as the bundle's generation_config says, or as in vLLM without"
+        " one (default: auto)",
+    )
     group.add_argument("--seed", type=_count, metavar="N", help="of the requests that bring none (default: random)")
 
 
@@ -196,6 +203,7 @@ def serve_options(args: argparse.Namespace) -> ServeOptions:
         api_keys=tuple(keys),
         root_path=_root_path(args.root_path),
         chat_template=None if args.chat_template is None else _read(args.chat_template),
+        generation_config=args.generation_config,
         tool_call_parser=args.tool_call_parser,
         max_model_len=args.max_model_len,
         max_num_seqs=args.max_num_seqs,

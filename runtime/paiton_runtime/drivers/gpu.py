@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -25,49 +25,18 @@ from paiton_runtime.device_program import DeviceProgram, DeviceTemplate, LaunchR
 from paiton_runtime.drivers.base import Graph, Part
 from paiton_runtime.drivers.device_launch import HostCopy
 from paiton_runtime.drivers.device_library import DeviceLibrary
+from paiton_runtime.drivers.device_rank import DeviceGraph, Rank
 from paiton_runtime.drivers.host_mirror import HostMirror
-from paiton_runtime.drivers.peers import check_peers, enable_peers
+from paiton_runtime.drivers.meetings import Meetings, meetings_of
+from paiton_runtime.drivers.rank_group import RankGroup
 from paiton_runtime.drivers.rank_plan import RankPlan
-from paiton_runtime.drivers.rank_thread import RankThread, Work, results
+from paiton_runtime.drivers.rank_thread import Work, results
 from paiton_runtime.host import Mapping as HostMapping
 from paiton_runtime.host import Stop
 from paiton_runtime.loader import DeviceDestination, FileLoad, ReadSettings, load
 
 T = TypeVar("T")
 Executor = Literal["graph", "launch", "serial"]
-
-
-@dataclass(slots=True)
-class _Rank:
-    """One rank: its thread, its device, its stream, where its regions are, and what frees all that, on its thread."""
-
-    number: int
-    ordinal: int
-    thread: RankThread
-    cleanup: ExitStack = field(default_factory=ExitStack)
-    stream: int = 0
-    bases: dict[Region, int] = field(default_factory=dict)
-    functions: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class DeviceGraph:
-    """A plan made ready on every rank.
-
-    Attributes:
-        plan: what it is made of.
-        template: likewise, packed.
-        programs: by rank. A graph has copies of its launches' arguments, so that the launches themselves are forgotten
-            until another executor asks for them.
-        graphs: executable graphs by rank; 0 where launches are plain.
-        launches: of rank 0.
-    """
-
-    plan: Plan
-    template: DeviceTemplate
-    programs: list[DeviceProgram | None]
-    graphs: list[int]
-    launches: int = 0
 
 
 class GpuDriver:
@@ -95,35 +64,21 @@ class GpuDriver:
         self._files: list[FileLoad] = []
         self._stop = Stop()
         self._cleanup = ExitStack()
-        self._ranks = [_Rank(n, ordinal, RankThread(f"paiton-rank-{n}")) for n, ordinal in enumerate(ordinals)]
         self._mirror: HostMirror | None = None
         self._logits: HostMapping | None = None
-        try:
-            self._on_every_rank(self._create_stream)
-            if len(ordinals) > 1:
-                check_peers(library, ordinals)
-                self._on_every_rank(lambda rank: enable_peers(library, rank.ordinal, ordinals))
-        except BaseException:
-            self.close()
-            raise
+        self._meetings: Meetings | None = None
+        self._group = RankGroup(library, ordinals)
 
-    # Ranks
-
-    def _on_every_rank(self, work: Callable[[_Rank], T]) -> list[T]:
-        """Runs `work` on all ranks at once; raises the first error after all have ended."""
-        return results([rank.thread.submit(partial(work, rank)) for rank in self._ranks])
-
-    def _create_stream(self, rank: _Rank) -> None:
-        self.library.set_device(rank.ordinal)
-        rank.stream = self.library.create_stream()
-        rank.cleanup.callback(self.library.destroy_stream, rank.stream)
+    @property
+    def _ranks(self) -> list[Rank]:
+        return self._group.ranks
 
     # Memory
 
     def reserve(self) -> None:
         """Allocates weights, io and scratch of every rank as one extent, and comm; KV follows once it is sized."""
 
-        def allocate(rank: _Rank) -> None:
+        def allocate(rank: Rank) -> None:
             memory = self.memory
             sizes = {
                 Region.WEIGHTS: memory.weights_bytes,
@@ -135,31 +90,39 @@ class GpuDriver:
                 rank.bases[region] = arena
                 arena += align_up(size, EXTENT_ALIGNMENT)
             rank.bases[Region.COMM] = self._allocate(rank, memory.comm_bytes, uncached=True)
-            # State in io starts as zeros: counters that kernels leave at zero, histories of requests.
+            # State in io starts as zeros: counters that kernels leave at zero, histories of requests. So does comm, all
+            # of it before the first kernel of any rank: flags count calls from zero.
             self.library.fill(rank.bases[Region.IO], 0, memory.io_bytes, rank.stream)
+            if len(self._ranks) > 1:
+                self.library.fill(rank.bases[Region.COMM], 0, memory.comm_bytes, rank.stream)
             self.library.synchronise_stream(rank.stream)
             if rank.number == 0:  # pinning needs a thread that has chosen a device
                 self._mirror = HostMirror(self.library, self.memory)
-                rank.cleanup.callback(self._mirror.close)
+                self._group.pinned.callback(self._mirror.close)
+                if len(self._ranks) > 1:
+                    self._meetings = Meetings(self.library, memory, len(self._ranks))
+                    self._group.pinned.callback(self._meetings.close)
 
-        self._on_every_rank(allocate)
+        self._group.run(allocate)
+        if meetings := self._meetings:
+            self._group.run(lambda rank: meetings.connect(rank, self._ranks))
 
-    def _allocate(self, rank: _Rank, size: int, *, uncached: bool = False) -> int:
+    def _allocate(self, rank: Rank, size: int, *, uncached: bool = False) -> int:
         address = self.library.allocate(max(size, 1), uncached=uncached)
         rank.cleanup.callback(self.library.free, address)
         return address
 
     def free_memory(self) -> tuple[int, int]:
         """Returns the bytes free and in total of the device that has the least free."""
-        return min(self._on_every_rank(lambda _: self.library.memory_info()))
+        return min(self._group.run(lambda _: self.library.memory_info()))
 
     def allocate(self, sizes: RegionSizes) -> None:
         """Allocates the KV cache of every rank."""
 
-        def allocate(rank: _Rank) -> None:
+        def allocate(rank: Rank) -> None:
             rank.bases[Region.KV] = self._allocate(rank, sizes.kv)
 
-        self._on_every_rank(allocate)
+        self._group.run(allocate)
         self._bases = [[rank.bases[region] for region in Region] for rank in self._ranks]
 
     # Weights
@@ -199,7 +162,7 @@ class GpuDriver:
         """Takes the images of all kernels; each is loaded as a module with the first plan that launches it."""
         self._archive, self._kernels = archive, kernels
 
-    def _load(self, rank: _Rank, symbol: str) -> int:
+    def _load(self, rank: Rank, symbol: str) -> int:
         """Loads a kernel's image as a module and returns its function."""
         kernel = self._kernels[symbol]
         module = self.library.load_module(symbol, self._archive[kernel.offset : kernel.offset + kernel.size])
@@ -229,15 +192,21 @@ class GpuDriver:
         works: list[Work[None]] = []
         try:
             for plan in plans:
-                none: list[DeviceProgram | None] = [None] * len(self._ranks)
-                made.append(DeviceGraph(plan, DeviceTemplate(plan, self._kernels), none, [0] * len(self._ranks)))
+                made.append(self._new_graph(plan))
                 works += [rank.thread.submit(partial(self._build, rank, made[-1])) for rank in self._ranks]
         finally:
             results(works)
         self.built += made
         return made
 
-    def _build(self, rank: _Rank, graph: DeviceGraph) -> None:
+    def _new_graph(self, plan: Plan) -> DeviceGraph:
+        none: list[DeviceProgram | None] = [None] * len(self._ranks)
+        graph = DeviceGraph(plan, DeviceTemplate(plan, self._kernels), none, [0] * len(self._ranks))
+        if len(self._ranks) > 1:
+            graph.meetings = len(meetings_of(plan, rank=0))
+        return graph
+
+    def _build(self, rank: Rank, graph: DeviceGraph) -> None:
         for symbol in graph.template.symbols:
             if symbol not in rank.functions:
                 rank.functions[symbol] = self._load(rank, symbol)
@@ -249,7 +218,7 @@ class GpuDriver:
             graph.programs[rank.number] = None
             program.close()
 
-    def _program(self, rank: _Rank, graph: DeviceGraph) -> DeviceProgram:
+    def _program(self, rank: Rank, graph: DeviceGraph) -> DeviceProgram:
         """Returns a plan's launches on a rank, unrolled unless they already are."""
         program = graph.programs[rank.number]
         if program is None:
@@ -258,7 +227,7 @@ class GpuDriver:
             graph.programs[rank.number] = program
         return program
 
-    def _graph(self, program: DeviceProgram, plan: Plan, rank: _Rank) -> int:
+    def _graph(self, program: DeviceProgram, plan: Plan, rank: Rank) -> int:
         try:
             graph = self.library.create_graph_of(self._copies(plan, rank), program.add_to)
         except LaunchRefusedError as refused:
@@ -279,14 +248,15 @@ class GpuDriver:
         Raises:
             PaitonError: `changed` names what is not sent that way, or a graph is another driver's.
             DeviceFaultError: a kernel crashed. Which one, only the executor "serial" knows.
+            RankStalledError: a launch waited in vain for another rank, in this step or one before.
         """
         made = [graph for graph in graphs if isinstance(graph, DeviceGraph)]
         if len(made) != len(graphs):
             raise PaitonError("a graph of another driver was given to the GPU driver")
         parts = [self._required_mirror().in_use(name) for name in changed]
-        self._on_every_rank(lambda rank: self._guarded_step(rank, made, parts))
+        self._group.step(lambda rank: self._guarded_step(rank, made, parts))
 
-    def _guarded_step(self, rank: _Rank, graphs: Sequence[DeviceGraph], parts: Sequence[tuple[int, int]]) -> None:
+    def _guarded_step(self, rank: Rank, graphs: Sequence[DeviceGraph], parts: Sequence[tuple[int, int]]) -> None:
         try:
             self._step(rank, graphs, parts)
         except DeviceFaultError as fault:
@@ -297,7 +267,7 @@ class GpuDriver:
             hint = "boot again with --executor serial to learn which launch"
             raise DeviceFaultError(where, fault.name, fault.code, hint=hint) from fault
 
-    def _step(self, rank: _Rank, graphs: Sequence[DeviceGraph], parts: Sequence[tuple[int, int]]) -> None:
+    def _step(self, rank: Rank, graphs: Sequence[DeviceGraph], parts: Sequence[tuple[int, int]]) -> None:
         """Sends the parts of io (byte offset and size), runs the graphs, and fetches what they sampled."""
         mirror, library, io = self._required_mirror(), self.library, rank.bases[Region.IO]
         for offset, size in parts:
@@ -311,9 +281,13 @@ class GpuDriver:
         if rank.number == 0 and any(graph.plan.family == "sample" for graph in graphs):
             offset, size = mirror.results
             library.copy_to_host(mirror.address + offset, io + offset, size, rank.stream)
+        if self._meetings is not None:
+            self._meetings.fetch(rank)
         library.synchronise_stream(rank.stream)
+        if self._meetings is not None:
+            self._meetings.check(rank, graphs)
 
-    def _launch_plan(self, graph: DeviceGraph, rank: _Rank) -> None:
+    def _launch_plan(self, graph: DeviceGraph, rank: Rank) -> None:
         for copy in self._copies(graph.plan, rank):
             self.library.copy_to_device(copy.destination, copy.source, copy.size, rank.stream)
         program = self._program(rank, graph)
@@ -322,7 +296,7 @@ class GpuDriver:
         except LaunchRefusedError as refused:
             self._refuse(refused, program, "launching")
 
-    def _launch(self, program: DeviceProgram, rank: _Rank) -> None:
+    def _launch(self, program: DeviceProgram, rank: Rank) -> None:
         launch, stream = self.library.launch_address, rank.stream
         if self.executor != "serial":
             program.run(launch, stream)
@@ -335,7 +309,7 @@ class GpuDriver:
                 hint = "the bundle is damaged, or this device or its driver is defective"
                 raise DeviceFaultError(program.describe(index), fault.name, fault.code, hint=hint) from fault
 
-    def _copies(self, plan: Plan, rank: _Rank) -> list[HostCopy]:
+    def _copies(self, plan: Plan, rank: Rank) -> list[HostCopy]:
         """Returns what precedes a plan's kernels: the input part of io."""
         if plan.family != "forward":
             return []
@@ -349,7 +323,7 @@ class GpuDriver:
     def for_every_rank(self, graph: DeviceGraph, work: Callable[[RankPlan], T]) -> list[T]:
         """Runs `work` for a plan on the thread of every rank, at once; raises the first error after all have ended."""
 
-        def view(rank: _Rank) -> T:
+        def view(rank: Rank) -> T:
             return work(
                 RankPlan(
                     plan=graph.plan,
@@ -364,28 +338,30 @@ class GpuDriver:
                 )
             )
 
-        return self._on_every_rank(view)
+        return self._group.run(view)
 
     # What the host sees
 
     def view(self, region: Region, offset: int, size: int, letter: str) -> memoryview[Any]:
         """Returns bytes of the mirror of io, or of the logits' copy on the host (see `fetch`)."""
-        if region is Region.IO:
-            return self._required_mirror().view(offset, size, letter)
-        if region is not Region.COMM:
+        memory = self.memory
+        if region is memory.logits_region and offset >= memory.logits_offset:
+            if self._logits is None:
+                logits_bytes = memory.max_requests * memory.logits_stride * 4
+                self._logits = HostMapping.anonymous(logits_bytes, what="logits on the host")
+                self._cleanup.callback(self._logits.close)
+            return self._logits.view(offset - memory.logits_offset, size, letter)
+        if region is not Region.IO:
             raise PaitonError(f"region {region.name} is not visible to the host")
-        if self._logits is None:
-            self._logits = HostMapping.anonymous(self.memory.comm_bytes, what="logits on the host")
-            self._cleanup.callback(self._logits.close)
-        return self._logits.view(offset, size, letter)
+        return self._required_mirror().view(offset, size, letter)
 
     def fetch(self, region: Region, offset: int, size: int) -> None:
-        """Copies bytes of a region of rank 0 to where `view` shows them."""
-        if region is not Region.COMM or self._logits is None:
+        """Copies logits of rank 0 to where `view` shows them."""
+        if region is not self.memory.logits_region or self._logits is None:
             raise PaitonError(f"region {region.name} has no view to fetch to")
-        destination = self._logits.address + offset
+        destination = self._logits.address + offset - self.memory.logits_offset
 
-        def copy(rank: _Rank) -> None:
+        def copy(rank: Rank) -> None:
             self.library.copy_to_host(destination, rank.bases[region] + offset, size, rank.stream)
             self.library.synchronise_stream(rank.stream)
 
@@ -393,17 +369,4 @@ class GpuDriver:
 
     def close(self) -> None:
         """Waits for the devices and frees everything; views must no longer be used."""
-        with ExitStack() as stack:
-            stack.callback(self.library.close)
-            for rank in self._ranks:
-                stack.callback(rank.thread.close)
-            stack.callback(self._cleanup.close)
-            stack.callback(lambda: self._on_every_rank(lambda rank: rank.cleanup.close()))
-            # All of them first: what one frees, kernels of another may still reach.
-            stack.callback(lambda: self._on_every_rank(self._settle))
-
-    def _settle(self, rank: _Rank) -> None:
-        """Waits until nothing runs any more; a fault has been reported before."""
-        with suppress(DeviceFaultError):
-            if rank.stream:
-                self.library.synchronise_stream(rank.stream)
+        self._group.close(self._cleanup)

@@ -9,7 +9,7 @@ from paiton_artifacts.errors import PaitonError
 from paiton_artifacts.schema import IoField, MemoryPlan
 from paiton_runtime.drivers.device_library import DeviceLibrary
 
-DEVICE_STATE = ("last_token", "finished", "token_counts", "semaphores")
+DEVICE_STATE = ("last_token", "finished", "token_counts", "semaphores", "comm_peers", "comm_error", "logits")
 """Io fields that only kernels touch; they come last, and the host's mirror ends before them."""
 
 RESULTS = ("sampled", "sampled_logprob", "sampled_rank", "top_tokens", "top_values")

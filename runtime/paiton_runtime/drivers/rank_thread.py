@@ -7,13 +7,18 @@ work, of which every step gives one to every rank.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import inf
 from queue import SimpleQueue
 from threading import Lock, Thread
+from time import monotonic
 from typing import Any, Generic, TypeVar
 
 from paiton_artifacts.errors import PaitonError
 
 T = TypeVar("T")
+
+_GLANCE_SECONDS = 0.25
+"""How often whoever waits for one work looks whether another has failed."""
 
 
 class Work(Generic[T]):
@@ -41,6 +46,17 @@ class Work(Generic[T]):
         """Waits until it is done; returns what went wrong."""
         with self._done:
             return self._error
+
+    def wait(self, seconds: float) -> bool:
+        """Waits until it is done, but no longer than so many seconds; returns whether it is."""
+        done = self._done.acquire(timeout=seconds)
+        if done:
+            self._done.release()
+        return done
+
+    def failed(self) -> bool:
+        """Returns whether it is done and something went wrong."""
+        return self.wait(0) and self._error is not None
 
     def result(self) -> T:
         """Waits until it is done; returns what it returned, or raises what it raised."""
@@ -76,12 +92,25 @@ class RankThread:
             work.run()
             del work  # it may hold what its owner expects to be freed
 
-    def close(self) -> None:
-        """Ends the thread once it has done everything."""
+    def close(self, *, wait: bool = True) -> None:
+        """Ends the thread once it has done everything; does not wait for that if it may never have."""
         if not self._closed:
             self._closed = True
             self._queue.put(None)
-            self._thread.join()
+            if wait:
+                self._thread.join()
+
+
+def unfinished(works: Sequence[Work[Any]], grace: float) -> list[Work[Any]]:
+    """Waits for all works, or until so many seconds after one of them has failed; returns those that still run."""
+    deadline = inf
+    for work in works:
+        while not work.wait(_GLANCE_SECONDS):
+            if deadline == inf and any(other.failed() for other in works):
+                deadline = monotonic() + grace
+            if monotonic() > deadline:
+                return [other for other in works if not other.wait(0)]
+    return []
 
 
 def results(works: Sequence[Work[T]]) -> list[T]:

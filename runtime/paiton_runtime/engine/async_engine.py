@@ -8,8 +8,9 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Self
 
-from paiton_runtime.engine.engine import Engine, EngineOptions, Outbox
+from paiton_runtime.engine.engine import Engine, Outbox
 from paiton_runtime.engine.observer import EngineObserver
+from paiton_runtime.engine.options import EngineOptions
 from paiton_runtime.engine.params import Constraint, SamplingParams, Update
 from paiton_runtime.engine.request import Request
 from paiton_runtime.model import Model

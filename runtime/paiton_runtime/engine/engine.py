@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import count
 from queue import Empty, SimpleQueue
 from threading import Condition, Thread
@@ -24,39 +23,18 @@ from paiton_artifacts.errors import (
 )
 from paiton_runtime.engine.blocks import BlockManager
 from paiton_runtime.engine.observer import EngineObserver
+from paiton_runtime.engine.options import EngineOptions, context_of, limits_of
 from paiton_runtime.engine.params import MAX_BIASES, Constraint, SamplingParams, Update
 from paiton_runtime.engine.record import Recorder
 from paiton_runtime.engine.request import Request, Status, make_sampling, random_seed
 from paiton_runtime.engine.runner import Runner, Step
-from paiton_runtime.engine.scheduler import Limits, Scheduler
+from paiton_runtime.engine.scheduler import Scheduler
+from paiton_runtime.engine.step_rows import needs_history, rows_of
 from paiton_runtime.model import Model
 
 Outbox = list[tuple[Callable[[Update], None], Update]]
 
 _SECONDS_TO_STOP = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
-    """How the engine serves.
-
-    Attributes:
-        max_num_seqs: requests that run at once; None: what the bundle's plans hold.
-        max_num_batched_tokens: tokens of a step; None: likewise.
-        max_prompt_tokens: of them, for prompts while others decode; None: a quarter, at least 64.
-        max_model_len: positions of a request; None: the bundle's, or the KV cache where that is smaller.
-        max_waiting: requests that may wait; more are refused.
-        enable_prefix_caching: compute a prompt's beginning only once.
-        step_timeout: seconds after which a step counts as lost, and the engine as dead.
-    """
-
-    max_num_seqs: int | None = None
-    max_num_batched_tokens: int | None = None
-    max_prompt_tokens: int | None = None
-    max_model_len: int | None = None
-    max_waiting: int = 1024
-    enable_prefix_caching: bool = True
-    step_timeout: float = 60.0
 
 
 def _discard(_: Update) -> None:
@@ -92,14 +70,14 @@ class Engine:
     ) -> None:
         self.model = model
         self.options = EngineOptions() if options is None else options
-        self.context = _context(model, self.options)
+        self.context = context_of(model, self.options)
         self.failed: Exception | None = None
         self._dispatch = dispatch
         self._on_failure = on_failure
         memory = model.memory
         caching = self.options.enable_prefix_caching
         self.blocks = BlockManager(model.kv_blocks, memory.kv_block_tokens, caching=caching)
-        self._scheduler = Scheduler(self.blocks, _limits(model, self.options))
+        self._scheduler = Scheduler(self.blocks, limits_of(model, self.options))
         self._recorder = Recorder(observer, self._scheduler)
         self._orders = count()
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
@@ -291,13 +269,12 @@ class Engine:
             except PaitonError as error:
                 self._fail_the_guilty(proposal.chunks, error)
                 continue
-            rows = [request for (request, _), chunk in zip(proposal.chunks, chunks, strict=True) if chunk.rows]
             histories = [
                 (request.slot, request.tokens[: request.prompt_tokens], request.tokens[request.prompt_tokens :])
-                for request in proposal.joined
-                if request.params.penalised and request.slot is not None
+                for request, _ in proposal.chunks
+                if request.params.penalised and request.slot is not None and needs_history(proposal, request)
             ]
-            return Step(proposal, packed, rows, histories)
+            return Step(proposal, packed, *rows_of(proposal, chunks), histories)
         return None
 
     def _fail_the_guilty(self, chunks: list[tuple[Request, int]], error: PaitonError) -> None:
@@ -343,7 +320,9 @@ class Engine:
         self._recorder.step(step, self.blocks)
         for (request, number), life in zip(step.proposal.chunks, step.lives, strict=True):
             self._scheduler.advance(request, number, life)
-        for row, request in enumerate(step.rows):
+        for row, (request, position) in step.rated.items():
+            request.prompt_logprobs[position] = step.reports[row]
+        for row, request in step.rows.items():
             request.pending -= 1
             if request.status is not Status.FINISHED:
                 self._take_token(request, step.sampled[row], step, row)
@@ -364,7 +343,9 @@ class Engine:
             except Exception as error:  # noqa: BLE001  (see _mask)
                 self._end(request, "error", error=error)
                 return
-        update = Update((token,), logprobs, reason, ended_by, cached_tokens=request.cached_tokens or 0)
+        rated = tuple(request.prompt_logprobs[i] for i in sorted(request.prompt_logprobs))
+        request.prompt_logprobs = {}
+        update = Update((token,), logprobs, reason, ended_by, None, request.cached_tokens or 0, rated)
         self._outbox.append((request.deliver, update))
         if reason is not None:
             self._close(request, reason)
@@ -407,26 +388,3 @@ class Engine:
         if error is not None and self._on_failure is not None:
             self._on_failure(error)
         self._runner.stop(_SECONDS_TO_STOP)
-
-
-def _context(model: Model, options: EngineOptions) -> int:
-    wanted = options.max_model_len
-    if wanted is None:
-        return model.context_tokens
-    if not 0 < wanted <= model.manifest.model.max_model_len:
-        limit = model.manifest.model.max_model_len
-        raise UsageError(f"max_model_len {wanted} is not within 1 .. {limit}", hint="build the bundle again")
-    return min(wanted, model.context_tokens)
-
-
-def _limits(model: Model, options: EngineOptions) -> Limits:
-    memory = model.memory
-    for name, value, most in (
-        ("max_num_seqs", options.max_num_seqs, memory.max_requests),
-        ("max_num_batched_tokens", options.max_num_batched_tokens, memory.max_tokens),
-    ):
-        if value is not None and not 0 < value <= most:
-            raise UsageError(f"{name} {value} is not within 1 .. {most}", hint="build the bundle again for more")
-    requests = options.max_num_seqs or memory.max_requests
-    tokens = options.max_num_batched_tokens or memory.max_tokens
-    return Limits(tokens, min(tokens, options.max_prompt_tokens or max(64, tokens // 4)), min(requests, tokens))

@@ -44,6 +44,8 @@ class SamplingParams:
         seed: of the draws, unsigned 64 bits; None takes a random one.
         logit_bias: (token, bias) pairs, biases within [-100, 100], or -inf, which bans a token.
         logprobs: None for none, else how many of the best tokens to report beside the sampled one (0 .. 20).
+        prompt_logprobs: the same for the tokens of the prompt, all but the first. The whole prompt is then computed,
+            as many positions in a step as a step has rows of logits, whatever of it the prefix cache holds.
         stop_token_ids: tokens that end the request, besides the model's end-of-sequence tokens.
         ignore_eos: the model's end-of-sequence tokens do not end it.
     """
@@ -60,6 +62,7 @@ class SamplingParams:
     seed: int | None = None
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
 
@@ -82,8 +85,9 @@ class SamplingParams:
             _within("min_tokens", self.min_tokens, 0, self.max_tokens)
         if self.seed is not None:
             _within("seed", self.seed, 0, 2**64 - 1)
-        if self.logprobs is not None:
-            _within("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS)
+        for name, count in (("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)):
+            if count is not None:
+                _within(name, count, 0, MAX_TOP_LOGPROBS)
         _within("the number of biased tokens", len(self.logit_bias), 0, MAX_BIASES)
         for token, bias in self.logit_bias:
             _within("a token of logit_bias", token, 0, vocab_size - 1)
@@ -110,7 +114,7 @@ class TokenLogprobs:
     """Log-probabilities of one position, of the logits as the model gave them: before bias, mask and temperature.
 
     Attributes:
-        logprob: of the sampled token.
+        logprob: of the sampled token, or of the one that follows in the prompt.
         rank: 1 + the tokens that are more probable.
         top: the best tokens and theirs, best first; as many as were asked for.
     """
@@ -132,6 +136,7 @@ class Update:
         ended_by: the end-of-sequence or stop token that ended it, which is the last of `tokens`; else None.
         error: why, for "error".
         cached_tokens: of the prompt, found in the prefix cache; known from the first token on.
+        prompt_logprobs: with the first token, where they were asked for: of each token of the prompt but the first.
     """
 
     tokens: tuple[int, ...]
@@ -140,3 +145,4 @@ class Update:
     ended_by: int | None = None
     error: Exception | None = None
     cached_tokens: int = 0
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()

@@ -45,7 +45,7 @@ class Recorder:
         goes_on = any(id(request) in before for request, _ in step.proposal.chunks)
         record = StepRecord(
             tokens=step.packed.tokens,
-            decoding=sum(request.generated > 0 for request in step.rows),
+            decoding=sum(request.generated > 0 for request in step.rows.values()),
             seconds=step.ended - step.started,
             gap_seconds=max(0.0, step.started - last.ended) if last is not None and goes_on else 0.0,
             running=len(scheduler.running),

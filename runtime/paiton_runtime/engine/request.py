@@ -10,7 +10,7 @@ from enum import Enum
 
 from paiton_runtime.batch import Chunk, Sampling
 from paiton_runtime.engine.blocks import ROOT, block_key
-from paiton_runtime.engine.params import Constraint, SamplingParams, Update
+from paiton_runtime.engine.params import Constraint, SamplingParams, TokenLogprobs, Update
 
 
 class Status(Enum):
@@ -48,6 +48,7 @@ class Request:
         reused: positions that came from the prefix cache when it last got its blocks.
         cached_tokens: of the prompt, found in the prefix cache; None before it was looked up.
         preemptions: how often it lost its blocks.
+        prompt_logprobs: by the position that they were computed at, as far as they are known.
         started_at: its first step began, in seconds of `time.monotonic()`; None before, as the two that follow.
         first_token_at: its first token was known.
         last_token_at: its last one was.
@@ -77,6 +78,7 @@ class Request:
     reused: int = 0
     cached_tokens: int | None = None
     preemptions: int = 0
+    prompt_logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
     started_at: float | None = None
     first_token_at: float | None = None
     last_token_at: float | None = None
@@ -94,17 +96,39 @@ class Request:
         return len(self.tokens) + self.pending - self.scheduled
 
     @property
+    def unscored(self) -> int:
+        """Positions to compute next whose logits rate the prompt's following token, which is one row for each of them.
+
+        The prompt's last position is not among them: its logits are sampled, in a step without rated rows, as those
+        would take its slot's state.
+        """
+        if self.params.prompt_logprobs is None or self.generated or self.pending:
+            return 0
+        return max(0, self.prompt_tokens - 1 - self.scheduled)
+
+    def rows(self, count: int) -> int:
+        """Returns the rows of logits that the next `count` positions take, at most `unscored` where that is not 0."""
+        return count if self.unscored else int(count == self.remaining)
+
+    @property
     def sort_key(self) -> tuple[int, int]:
         """Priority first, then first come, first served; a preempted request keeps its place."""
         return self.priority, self.order
 
     def chunk(self, count: int) -> Chunk:
-        """Returns the next `count` positions; the last one's logits are sampled if nothing remains behind it."""
+        """Returns the next `count` positions; the last one's logits are sampled if nothing remains behind it.
+
+        Of a prompt to be rated, they are at most `unscored`.
+        """
         start, end = self.scheduled, self.scheduled + count
         tokens: Sequence[int] = self.tokens[start:end]
         slot = self.slot if self.slot is not None else 0
         if len(tokens) < count:  # the token that the step before is about to sample
             tokens = [*tokens, -1 - slot]
+        if self.unscored:
+            sampling = Sampling(top_logprobs=self.params.prompt_logprobs or 0)
+            targets = self.tokens[start + 1 : end + 1]
+            return Chunk(tokens, start, self.blocks, "all", sampling, slot=slot, targets=targets)
         last = count == self.remaining
         return Chunk(
             tokens,

@@ -22,19 +22,21 @@ class Step:
     Attributes:
         proposal: what it computes.
         packed: the same for the model.
-        rows: the request of each logits row.
+        rows: the request of each logits row that is sampled.
+        rated: of the other rows, the request and position: they rate the token that follows in its prompt.
         histories: (slot, prompt, output) of requests whose penalties the device must be told about first.
         masks: of masked rows; the engine sets `masks_ready` when they are there.
         lives: preemptions of each request of the proposal when the step was taken.
         started: and `ended`: seconds of `time.monotonic()`; 0 before.
-        sampled: token of each row.
+        sampled: token of each row; the target of a rated one.
         reports: log-probabilities of the rows that asked for them.
         error: what went wrong.
     """
 
     proposal: Proposal
     packed: StepInput
-    rows: list[Request]
+    rows: Mapping[int, Request]
+    rated: Mapping[int, tuple[Request, int]]
     histories: Sequence[tuple[int, Sequence[int], Sequence[int]]]
     masks: Mapping[int, bytes] | None = None
     masks_ready: Event = field(default_factory=Event)
@@ -107,8 +109,10 @@ class Runner:
             self._model.load_history(slot, prompt, output)
         result = self._run_masked(step) if step.packed.masked_rows else self._model.run(step.packed)
         step.sampled = result.sampled
-        for row, request in enumerate(step.rows):
-            if (count := request.params.logprobs) is not None:
+        wanted = {row: request.params.logprobs for row, request in step.rows.items()}
+        wanted |= {row: request.params.prompt_logprobs for row, (request, _) in step.rated.items()}
+        for row, count in wanted.items():
+            if count is not None:
                 report = result.report(row, count)
                 step.reports[row] = TokenLogprobs(report.logprob, report.rank, report.top)
 

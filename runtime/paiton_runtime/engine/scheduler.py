@@ -15,17 +15,19 @@ from paiton_runtime.engine.request import Request, Status
 
 @dataclass(slots=True)
 class Limits:
-    """What a step may hold: tokens in all, of prompts while others decode, and requests."""
+    """What a step may hold: tokens in all, of prompts while others decode, requests, and rows of logits."""
 
     tokens: int
     prompt_tokens: int
     requests: int
+    rows: int
 
 
 @dataclass(slots=True)
 class Proposal:
     """A step that may be run next: requests, and how many positions of each. Nothing of it is settled yet."""
 
+    rows: int  # of logits, that the step still has room for
     chunks: list[tuple[Request, int]] = field(default_factory=list)
     joined: list[Request] = field(default_factory=list)  # run for the first time, or again, since they got their slot
 
@@ -61,7 +63,7 @@ class Scheduler:
         Blocks and slots are given out; `settle` records what is computed once the step begins. May be called again
         before that, and then gives a step that contains what has come since.
         """
-        proposal = Proposal()
+        proposal = Proposal(self.limits.rows)
         budget = self.limits.tokens
         preempted = self.preemptions
         decoding = [request for request in self.running if request.remaining == 1]
@@ -70,7 +72,7 @@ class Scheduler:
                 budget -= 1
         share = min(budget, self.limits.prompt_tokens) if proposal.chunks else budget
         for request in [request for request in self.running if request.remaining > 1]:
-            count = min(share, request.remaining)
+            count = _fitting(request, share, proposal.rows)
             if count and self._schedule(proposal, request, count):
                 share -= count
         if self.preemptions == preempted:  # a request that lost its blocks must not take those of another at once
@@ -93,7 +95,7 @@ class Scheduler:
             self._preempt(max(self.running, key=lambda one: one.sort_key))
         if request.status is not Status.RUNNING:
             return False
-        proposal.chunks.append((request, count))
+        _put(proposal, request, count)
         return True
 
     def _reserve(self, request: Request, tokens: int) -> bool:
@@ -129,11 +131,11 @@ class Scheduler:
                 return
             if request.pending or self._follows(request):
                 continue
-            if not self._start(request):
+            if not proposal.rows or not self._start(request):
                 return
-            count = min(share, request.remaining)
+            count = _fitting(request, share, proposal.rows)
             self.waiting.remove(request)
-            proposal.chunks.append((request, count))
+            _put(proposal, request, count)
             share -= count
 
     def _follows(self, request: Request) -> bool:
@@ -147,7 +149,9 @@ class Scheduler:
         """Gives a request its slot and the blocks of all its tokens, from the prefix cache where they are there."""
         blocks = self.blocks
         full = (len(request.tokens) - 1) // blocks.block_tokens  # the last token's logits are what it is for
-        found = blocks.find(request.block_keys(full, blocks.block_tokens)) if blocks.caching else []
+        # What is rated must be computed: the cache keeps no logits.
+        cached = blocks.caching and not request.unscored
+        found = blocks.find(request.block_keys(full, blocks.block_tokens)) if cached else []
         missing = blocks.count_for(len(request.tokens)) - len(found)
         # Each running request may need a block soon; letting another in for its place to be lost at once gains nothing.
         free = blocks.free - (len(found) - blocks.held(found)) - len(self.running)
@@ -193,3 +197,17 @@ class Scheduler:
             self.waiting.remove(request)
         self._release(request)
         request.status = Status.FINISHED
+
+
+def _fitting(request: Request, tokens: int, rows: int) -> int:
+    """Returns how many of a prompt's next positions a step takes that has room for so many tokens and rows."""
+    if request.unscored:
+        return min(tokens, rows, request.unscored)
+    count = min(tokens, request.remaining)
+    return count if rows or count < request.remaining else count - 1  # the last position needs a row
+
+
+def _put(proposal: Proposal, request: Request, count: int) -> None:
+    """Puts positions of a request into a step."""
+    proposal.rows -= request.rows(count)
+    proposal.chunks.append((request, count))

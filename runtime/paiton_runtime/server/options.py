@@ -38,6 +38,8 @@ class ServeOptions:
         api_keys: empty: nobody is asked for one.
         root_path: prefix that a proxy may have left in the path, without a slash at its end.
         chat_template: in place of the bundle's, as text.
+        generation_config: where sampling parameters that requests leave open come from: "auto" (the bundle, which has
+            the checkpoint's generation_config.json) or "vllm" (vLLM's own defaults).
         seed: of the requests that bring none; None: random ones.
         tool_call_parser: "auto", "hermes", "llama3_json" or "none".
         max_model_len: None: what the bundle holds; likewise for the next two.
@@ -59,6 +61,7 @@ class ServeOptions:
     api_keys: tuple[str, ...] = ()
     root_path: str = ""
     chat_template: str | None = None
+    generation_config: str = "auto"
     tool_call_parser: str = "auto"
     max_model_len: int | None = None
     max_num_seqs: int | None = None

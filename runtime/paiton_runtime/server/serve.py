@@ -54,7 +54,7 @@ def serve(state: ServerState, listener: Listener, boot: Boot, tls: ssl.SSLContex
 
 def _start_engine(state: ServerState, booted: Booted) -> Ready:
     from paiton_runtime.engine.async_engine import AsyncEngine  # noqa: PLC0415  (while the model boots, not before)
-    from paiton_runtime.engine.engine import EngineOptions  # noqa: PLC0415  (likewise)
+    from paiton_runtime.engine.options import EngineOptions  # noqa: PLC0415  (likewise)
 
     options = state.options
     engine_options = EngineOptions(

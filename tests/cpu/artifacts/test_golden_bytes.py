@@ -22,14 +22,14 @@ ZSTD = (1, 5, 7)
 """Version of zstd that made the compressed pins."""
 
 CONTENTS = {
-    "blobs/rank-0.bin": "66ea75f313b0fd1f4eadc886648953691b7d6e274e191d575056699e962f27df",
-    "blobs/rank-1.bin": "72288a682eb8b282a59782cba8d9f00787fe3afd70242becdfd583b27bdcbf78",
-    "manifest.msgpack": "cb2c663050e6687e44cb33b093d27a98b572d20f388c5bb03e4a080309d04708",
+    "blobs/rank-0.bin": "0a33f6c3e2f7caee91e39f5a57f2feb439af2691fc9d29875cb8dfc3a18410ca",
+    "blobs/rank-1.bin": "d1ca2905462a5008819f8df74a06bb744cd8404132485c67f4aee874853930bf",
+    "manifest.msgpack": "f6e6f092415f39ff56dd120ece07c24b7703b2f2d312a27e7aafab5739f30df4",
     "plans/cpu/forward-t4-r2.plan": "27bfea3176f48a3b01f02183c91f8bcfa40096a56b6e78f63921d97186da88fc",
     "plans/cpu/sample-t8-r2.plan": "feb53dd0be98dbf855af613b6eae831eced0d9a5a11bda05c4f040d039208353",
 }
 COMPRESSED = {
-    "manifest.msgpack": "202b733835a208e881e4b964f5d719d104cab35d0af6cdc2e21b3fd9ba08cb50",
+    "manifest.msgpack": "e4c96c379bc4021a7d5f4b6af2e6df823f266b19d72894a75886fd6f7f47cc6e",
     "plans/cpu/forward-t4-r2.plan": "5a0fd776573c00af9d08e762eed5ad312e6c5cc91f78616ce438170fcf93a228",
     "plans/cpu/sample-t8-r2.plan": "9e80e4dfb43456ca4fdde9b89dfeb686be66c4844c57974a35f74cede426077d",
 }

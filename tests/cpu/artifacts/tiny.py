@@ -31,6 +31,9 @@ from paiton_artifacts.schema import (
     Part,
     PlanFile,
     Rope,
+    SamplingDefaults,
+    SpecialToken,
+    TemplateCheck,
     Tensor,
     Tokenizer,
 )
@@ -50,7 +53,10 @@ _TENSORS = (
     ("lm_head.weight", "int8", (5, 33), "lm_head.scale"),
     ("lm_head.scale", "f32", (1,), ""),
     ("norm.weight", "bf16", (7,), ""),
+    ("blocks.weight", "fp8_e4m3fn", (6, 20), "blocks.scale"),
+    ("blocks.scale", "f32", (3, 2), ""),
 )
+_SCALE_BLOCK = (2, 16)
 
 
 def tensors() -> tuple[Tensor, ...]:
@@ -62,9 +68,10 @@ def tensors() -> tuple[Tensor, ...]:
         cols = shape[1] if len(shape) == 2 else 1
         stride = align_up(cols * width, 16) if len(shape) == 2 else width
         size = (shape[0] - 1) * stride + cols * width
-        kind = {"": "none", "lm_head.scale": "tensor"}.get(scale, "row")
+        kind = {"": "none", "lm_head.scale": "tensor", "blocks.scale": "block"}.get(scale, "row")
+        block = _SCALE_BLOCK if kind == "block" else ()
         source = Part(f"model.{name}", 0, shape[0], cols, (0, shape[0]), (0, 0))
-        table.append(Tensor(name, dtype, shape, stride, offset, size, "row-major", scale, kind, (source,)))
+        table.append(Tensor(name, dtype, shape, stride, offset, size, "row-major", scale, kind, block, (source,)))
         offset = align_up(offset + size, 256)
     return tuple(table)
 
@@ -153,6 +160,7 @@ def manifest(
         code_objects=code,
         plans=plans,
         tokenizer=tokenizer,
+        sampling=SamplingDefaults(temperature=0.5, top_p=None, top_k=40, min_p=None, repetition_penalty=None),
         goldens=(Golden(True, (1, 2, 3), steps, 0.05),),
     )
 
@@ -177,6 +185,8 @@ def fill(writer: BundleWriter) -> None:
         writer.add_file("tokenizer/tokenizer.json", b"{}"),
         writer.add_file("tokenizer/chat_template.jinja", b"{{ messages }}"),
         add_bos=False,
+        special_tokens=(SpecialToken("bos_token", "<s>"), SpecialToken("eos_token", "</s>")),
+        template_check=TemplateCheck(2, ("chat",)),
     )
     writer.write_manifest(manifest(tuple(blobs), code, plans, tokenizer))
 

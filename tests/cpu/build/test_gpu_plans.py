@@ -26,7 +26,7 @@ from tests.cpu.build.test_plans import lowered
 from tests.cpu.build.test_weights import SMOLLM2
 
 PROFILE = PROFILES["mi300x"]
-MODES = {
+MODES: dict[str, dict[str, str]] = {
     "bf16": {},
     "dynamic": {"activations": "fp8-dynamic", "kv": "fp8"},
     "static": {"activations": "fp8-static", "kv": "fp8"},
@@ -52,8 +52,8 @@ def kernel_of(variant: GpuVariant) -> Kernel:
 class Planned:
     """SmolLM2 planned for an MI300X, each kernel with the first configuration of its space."""
 
-    def __init__(self, **modes: str) -> None:
-        program, tensors, shape = lowered(1, **modes)
+    def __init__(self, tp: int = 1, **modes: str) -> None:
+        program, tensors, shape = lowered(tp, **modes)
         self.shape = replace(shape, max_tokens=256)
         self.tensors = tensors
         self.chains = draft_chains(program, tensors, self.shape)
@@ -68,7 +68,7 @@ class Planned:
 
 @pytest.fixture(scope="module", params=MODES)
 def planned(request: pytest.FixtureRequest) -> Planned:
-    return Planned(**MODES[request.param])
+    return Planned(tp=1, **MODES[request.param])
 
 
 def test_a_decode_layer_takes_at_most_seven_launches(planned: Planned) -> None:
@@ -169,8 +169,8 @@ def test_the_io_region_begins_with_what_every_step_sends() -> None:
     assert {"counts", "token_ids", "positions", "query_start", "temperature", "seed", "bias_count"} <= set(inputs)
     others = {"block_tables", "mask", "bias_tokens", "history_tokens", "sampled", "last_token", "semaphores"}
     assert not others & set(inputs)
-    state = [field.name for field in fields][-4:]
-    assert state == ["last_token", "finished", "token_counts", "semaphores"]
+    state = [field.name for field in fields][-5:]
+    assert state == ["last_token", "finished", "token_counts", "semaphores", "logits"]
 
 
 def test_logits_are_read_in_vectors(planned: Planned) -> None:

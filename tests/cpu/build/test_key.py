@@ -44,16 +44,18 @@ OTHER: dict[str, Any] = {
 
 
 def test_every_option_is_in_the_key(tmp_path: Path) -> None:
-    """Those that are not are named here: where things are kept, and tables, whose content counts."""
+    """Those that are not are named here: where things are kept and come from, and tables, whose content counts."""
     pytest.importorskip("triton")
     key = make_key({"config.json": "0" * 64}, BuildOptions())
-    assert {field.name for field in dataclasses.fields(BuildOptions)} - OTHER.keys() == {"cache_dir", "tuning_tables"}
+    left_out = {"cache_dir", "commit", "origin", "tuning_tables"}
+    assert {field.name for field in dataclasses.fields(BuildOptions)} - OTHER.keys() == left_out
     for name, value in OTHER.items():
         changed = make_key({"config.json": "0" * 64}, dataclasses.replace(BuildOptions(), **{name: value}))
         assert changed.value != key.value
         gpu = {"tool/triton"} if name == "targets" else set()
         assert set(changed.difference(key.components)) == {f"option/{name}", *gpu}
-    assert make_key({"config.json": "0" * 64}, BuildOptions(cache_dir=tmp_path)).value == key.value
+    elsewhere = BuildOptions(cache_dir=tmp_path, origin="s3://bucket/model", commit="a" * 40)
+    assert make_key({"config.json": "0" * 64}, elsewhere).value == key.value
 
 
 def test_tuning_tables_count_by_content_and_order(tmp_path: Path) -> None:
@@ -149,7 +151,7 @@ def test_shards_count(tiny_checkpoint: Path, tmp_path: Path) -> None:
     names = checkpoint_files(copy)
     assert {"model.safetensors.index.json", "model-00001-of-00001.safetensors"} <= names.keys()
     (copy / "model-00001-of-00001.safetensors").unlink()
-    with pytest.raises(CheckpointFormatError, match="which does not exist"):
+    with pytest.raises(CheckpointFormatError, match="holds none of the weights"):
         checkpoint_files(copy)
 
 

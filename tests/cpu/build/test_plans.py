@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from paiton_aot.blob_layout import blob_size, lay_out
-from paiton_aot.models import llama
+from paiton_aot.models import ARCHITECTURES
 from paiton_aot.models.storage import Storage
+from paiton_aot.scales import with_scales
 from paiton_aot.targets.cpu.lower import Lowering
 from paiton_aot.targets.cpu.memory import io_fields
 from paiton_aot.targets.cpu.plans import CpuPlans, buckets, make_plans
@@ -20,7 +21,6 @@ from paiton_aot.targets.gpu.io import io_fields as gpu_io_fields
 from paiton_aot.targets.io_layout import extent
 from paiton_aot.targets.scratch import allocate
 from paiton_aot.targets.shape import Shape
-from paiton_aot.weights import scale_specs
 from paiton_artifacts.layout import Region
 from paiton_artifacts.plan import LaunchFlag, check_plan, decode_plan, encode_plan
 from tests.cpu.build.test_weights import SMOLLM2
@@ -31,8 +31,9 @@ LIMITS = (512, 32, 8192)
 def lowered(tp: int, activations: str = "bf16", kv: str = "bf16") -> tuple[Any, list[Any], Shape]:
     checkpoint: Any = SimpleNamespace(config=SMOLLM2, quantization=None, name="smollm2")
     storage = Storage("fp8", "int8", activations, kv)
+    llama = ARCHITECTURES["LlamaForCausalLM"]
     program = llama.program(checkpoint, storage)
-    tensors = lay_out(scale_specs(llama.weights(checkpoint, storage)), tp, SMOLLM2.kv_heads)
+    tensors = lay_out(with_scales(checkpoint, llama.weights(checkpoint, storage), tp), tp, SMOLLM2.kv_heads)
     return program, tensors, Shape.of(SMOLLM2, tp, kv, LIMITS)
 
 
@@ -90,7 +91,8 @@ def test_the_cpu_and_gpus_share_one_protocol() -> None:
     _, _, shape = lowered(1)
     cpu, input_bytes = io_fields(shape)
     gpu, gpu_input_bytes = gpu_io_fields(shape, 8)
-    sizes = {field.name: (field.dtype, field.count) for field in gpu if field.name not in ("query_start", "semaphores")}
+    own = {"query_start", "semaphores", "logits"}
+    sizes = {field.name: (field.dtype, field.count) for field in gpu if field.name not in own}
     assert {field.name: (field.dtype, field.count) for field in cpu} == sizes
     for fields, first_other in ((cpu, input_bytes), (gpu, gpu_input_bytes)):
         written_later = next(field for field in fields if field.name == "block_tables")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.cpu.checkpoint.gguf_maker import write_gguf
+from tests.fp8_checkpoints import FORMATS, save_fp8
 from tests.make_checkpoints import tiny_llama
 
 
@@ -44,3 +46,18 @@ def fp8(originals: Path, tmp_path: Path) -> Path:
 def gguf(originals: Path, tmp_path: Path) -> Path:
     """The same as a GGUF file."""
     return Path(shutil.copy(originals / "tiny.gguf", tmp_path / "tiny.gguf"))
+
+
+@pytest.fixture(scope="session")
+def formats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama in every FP8 format, by its name in `FORMATS`."""
+    folder = tmp_path_factory.mktemp("formats")
+    for name in FORMATS:
+        save_fp8(folder / name, name)
+    return folder
+
+
+@pytest.fixture
+def own_format(formats: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """A function that returns a checkpoint of its own in a format."""
+    return lambda name: Path(shutil.copytree(formats / name, tmp_path / name, dirs_exist_ok=True))

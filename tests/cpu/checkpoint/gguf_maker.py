@@ -23,6 +23,8 @@ NAMES = {
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
@@ -43,6 +45,7 @@ def write_gguf(
     user_defined: tuple[str, ...] = (),
     extra: Callable[[gguf.GGUFWriter], None] = lambda _: None,
     change: Callable[[Weights], Weights] = lambda weights: weights,
+    permuted: bool = True,
 ) -> Path:
     """Writes the weights quantised to `kind` (vectors as f32) and the tokenizer; returns `path`.
 
@@ -58,6 +61,7 @@ def write_gguf(
         user_defined: tokens to mark as such; all others in added_tokens are control tokens.
         extra: adds or replaces keys.
         change: changes the weights, under llama.cpp's names and in its order of rows.
+        permuted: rows of q and k are permuted, as in files of the architecture llama.
     """
     config = json.loads((source / "config.json").read_text())
     writer = gguf.GGUFWriter(path, architecture)
@@ -82,7 +86,8 @@ def write_gguf(
     if chat_template is not None:
         writer.add_chat_template(chat_template)
     extra(writer)
-    for name, values in change(permuted_weights(source, config)).items():
+    heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]} if permuted else {}
+    for name, values in change(named_weights(source, heads)).items():
         stored = gguf.GGMLQuantizationType.F32 if values.ndim == 1 else kind
         writer.add_tensor(name, gguf.quants.quantize(values, stored), raw_dtype=stored)
     writer.write_header_to_file()
@@ -92,12 +97,11 @@ def write_gguf(
     return path
 
 
-def permuted_weights(source: Path, config: dict[str, int]) -> Weights:
-    """Returns the weights under llama.cpp's names, rows of q and k permuted as convert_hf_to_gguf.py does it."""
+def named_weights(source: Path, heads: dict[str, int]) -> Weights:
+    """Returns the weights under llama.cpp's names, rows within `heads` permuted as convert_hf_to_gguf.py does it."""
     weights: Weights = {}
-    heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
     for name, tensor in load_tensors(source).items():
-        module = name.removesuffix(".weight")
+        module, _, kind = name.rpartition(".")
         prefix = ""
         if module.startswith("model.layers."):
             _, _, layer, module = module.split(".", 3)
@@ -106,7 +110,7 @@ def permuted_weights(source: Path, config: dict[str, int]) -> Weights:
         if count := heads.get(NAMES[module]):
             halves = values.reshape(count, 2, values.shape[0] // count // 2, *values.shape[1:])
             values = halves.swapaxes(1, 2).reshape(values.shape)
-        weights[f"{prefix}{NAMES[module]}.weight"] = np.ascontiguousarray(values)
+        weights[f"{prefix}{NAMES[module]}.{kind}"] = np.ascontiguousarray(values)
     return weights
 
 

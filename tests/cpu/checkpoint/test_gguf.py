@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gguf as gguf_library
 import ml_dtypes
@@ -11,16 +15,16 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
-from transformers import LlamaConfig
+from transformers import LlamaConfig, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from paiton_aot.checkpoint import open_checkpoint
-from paiton_aot.checkpoint.base import Llama3Scaling
 from paiton_aot.checkpoint.files import CheckpointFile
 from paiton_aot.checkpoint.gguf_file import read_contents
+from paiton_aot.checkpoint.rope import Llama3Scaling
 from paiton_artifacts.errors import UnsupportedError
 from tests.cpu.checkpoint.gguf_maker import Weights, write_gguf
-from tests.make_checkpoints import load_tensors, tiny_llama
+from tests.make_checkpoints import edit_json, load_tensors, tiny_llama
 
 LOSSLESS = {GGMLQuantizationType.F32: "f32", GGMLQuantizationType.F16: "f16", GGMLQuantizationType.BF16: "bf16"}
 QUANTIZED = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
@@ -143,3 +147,71 @@ def test_several_end_tokens(originals: Path, tmp_path: Path) -> None:
     path = write_gguf(originals / "tiny", tmp_path / "x.gguf", extra=lambda writer: writer.add_eot_token_id(7))
     with open_checkpoint(path) as checkpoint:
         assert checkpoint.config.eos_token_ids == (2, 7)
+
+
+@pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS", "MXFP4"])
+def test_rows_of_types_that_the_gguf_library_cannot_write(tmp_path: Path, kind: str) -> None:
+    """Random blocks, read row by row, beside the library's own dequantisation of the whole matrix."""
+    quantization = GGMLQuantizationType[kind]
+    values, size = gguf_library.GGML_QUANT_SIZES[quantization]
+    blocks = np.random.default_rng(0).integers(0, 120, (384, 256 // values * size), np.uint8)
+    for offset in range(0, blocks.shape[1], size):  # as halves, such bytes are small numbers; as exponents, too
+        blocks[:, offset : offset + size : 2] %= 60
+    source = tiny_llama(tmp_path / "source", hidden=256, head_dim=64)
+
+    def extra(writer: gguf_library.GGUFWriter) -> None:
+        writer.add_tensor("token_embd.weight", blocks, raw_dtype=quantization)
+
+    path = write_gguf(source, tmp_path / "x.gguf", extra=extra, change=without("token_embd.weight"))
+    expected = gguf_library.quants.dequantize(blocks, quantization)
+    with open_checkpoint(path) as checkpoint:
+        tensor = checkpoint.tensor("model.embed_tokens.weight")
+        assert (tensor.dtype, tensor.shape) == ("bf16", (384, 256))
+        rows = np.concatenate([tensor.read_rows(0, 7), tensor.read_rows(7, 384)])
+    finite = np.isfinite(expected)
+    assert finite.mean() > 0.9
+    assert np.array_equal(as_f32(rows)[finite], as_f32(expected.astype(ml_dtypes.bfloat16))[finite])
+
+
+def without(name: str) -> Callable[[Weights], Weights]:
+    return lambda weights: {key: value for key, value in weights.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "make"), [("qwen2", (Qwen2Config, Qwen2ForCausalLM)), ("qwen3", (Qwen3Config, Qwen3ForCausalLM))]
+)
+def test_architectures_whose_rows_are_not_permuted(
+    originals: Path, tmp_path: Path, architecture: str, make: tuple[Any, Any]
+) -> None:
+    """The file of a random model is the same checkpoint as its directory, biases and norms of heads included."""
+    config, model = make
+    source = tmp_path / "hf"
+    torch.manual_seed(0)
+    model(
+        config(
+            vocab_size=384,
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=32,
+            max_position_embeddings=256,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+            tie_word_embeddings=False,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    ).to(torch.bfloat16).save_pretrained(source)
+    edit_json(source / "config.json", head_dim=32)
+    shutil.copy(originals / "tiny" / "tokenizer.json", source)
+    path = write_gguf(
+        source, tmp_path / "x.gguf", kind=GGMLQuantizationType.BF16, architecture=architecture, permuted=False
+    )
+    with open_checkpoint(path) as ours, open_checkpoint(source) as reference:
+        assert ours.config == replace(reference.config, rms_norm_eps=float(np.float32(1e-6)))
+        assert set(ours.names()) == set(reference.names())
+        for name in reference.names():
+            tensor, expected = ours.tensor(name), reference.tensor(name)
+            rows = as_f32(tensor.read_rows(0, tensor.rows))
+            assert np.array_equal(rows, as_f32(expected.read_rows(0, expected.rows))), name

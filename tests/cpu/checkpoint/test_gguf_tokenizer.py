@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gguf as gguf_library
 import pytest
+import sentencepiece
 from tokenizers import Tokenizer, pre_tokenizers
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, Qwen2Tokenizer
 
 from paiton_aot.checkpoint import open_checkpoint
 from paiton_aot.checkpoint.base import TokenizerFiles
+from paiton_aot.checkpoint.sentencepiece_model import parse_sentencepiece
 from paiton_artifacts.errors import TokenizerError
 from tests.cpu.checkpoint.gguf_maker import write_gguf
-
-PROBES = (
-    "",
-    " ",
-    "The quick brown fox jumps over the lazy dog.",
-    "It's we'll they'd I'VE don't",
-    "12345",
-    "In 1984, pi was 3.14159 and 007 is 7",
-    "naïve façade — “quotes” …",
-    "你好世界。日本語のテキスト 한국어",
-    "🙂👩‍👩‍👧‍👦🇩🇪",
-    "مرحبا بالعالم",
-    "def f(x):\n\treturn x  # two spaces\n\n\n",
-    "   leading and trailing   ",
-    "a  b   c\t\td\r\ne\n\n f",
-    "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n",
-    "x<|endoftext|>y <|im_end|> z",
-    "\u0000\u00a0\u3000\ufeff",
-)
+from tests.cpu.checkpoint.probes import PLAIN, PROBES, TEXTS, train
 
 
 def tokenizer_of(path: Path) -> TokenizerFiles:
@@ -89,6 +75,62 @@ def test_ids_of_other_pre_tokenizers_equal_those_of_transformers(
         assert encode(ours, text) == reference(text, add_special_tokens=False).input_ids, text
 
 
+def test_qwen2_splits_and_composes_as_its_own_class_in_transformers(originals: Path, tmp_path: Path) -> None:
+    path = write_gguf(originals / "tiny", tmp_path / "x.gguf", pre="qwen2")
+    ours = Tokenizer.from_buffer(tokenizer_of(path).tokenizer_json)
+    document = json.loads((originals / "tiny" / "tokenizer.json").read_text())
+    vocab: dict[str, int] = document["model"]["vocab"]
+    merges: Any = [tuple(merge) for merge in document["model"]["merges"]]
+    reference = Qwen2Tokenizer(vocab=vocab, merges=merges)
+    for text in (*PROBES[:-3], "e\u0301te\u0301 12345 x"):
+        assert encode(ours, text) == reference(text, add_special_tokens=False).input_ids, text
+
+
+def test_tekken_splits_words_where_capitals_begin(originals: Path, tmp_path: Path) -> None:
+    path = write_gguf(originals / "tiny", tmp_path / "x.gguf", pre="tekken")
+    ours = Tokenizer.from_buffer(tokenizer_of(path).tokenizer_json)
+    pieces = [text for text, _ in ours.pre_tokenizer.pre_tokenize_str("aCamelCase HTTPServer 123 x/\n\n y")]
+    assert pieces == ["a", "Camel", "Case", "ĠHTTPServer", "Ġ", "1", "2", "3", "Ġx", "/ĊĊ", "Ġy"]
+
+
+def sentencepiece_keys(data: bytes, **flags: bool) -> Callable[[gguf_library.GGUFWriter], None]:
+    """Writes a SentencePiece model as llama.cpp's converter does."""
+    model = sentencepiece.SentencePieceProcessor(model_proto=data)
+    pieces = parse_sentencepiece(data, "it").pieces
+
+    def extra(writer: gguf_library.GGUFWriter) -> None:
+        for key in ("tokens", "token_type", "merges"):
+            del writer.kv_data[0][f"tokenizer.ggml.{key}"]
+        del writer.kv_data[0]["llama.vocab_size"]
+        padding = 384 - len(pieces)  # rows of the embedding
+        writer.add_vocab_size(384)
+        texts = [model.id_to_piece(i) for i in range(len(pieces))]
+        writer.add_token_list([*texts, *(f"[PAD{i}]" for i in range(padding))])
+        writer.add_token_scores([*map(model.get_score, range(len(pieces))), *[-1000.0] * padding])
+        unused = [int(gguf_library.TokenType.UNUSED)] * padding
+        writer.add_token_types([*(int(piece.kind) for piece in pieces), *unused])
+        for name, flag in flags.items():
+            writer.add_bool(f"tokenizer.ggml.{name}", flag)
+
+    return extra
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_sentencepiece_ids_equal_those_of_its_library(originals: Path, tmp_path: Path, *, prefix: bool) -> None:
+    data = train("bpe", vocab_size=380, byte_fallback=True, **PLAIN, add_dummy_prefix=prefix)
+    extra = sentencepiece_keys(data, add_space_prefix=prefix)
+    path = write_gguf(originals / "tiny", tmp_path / "x.gguf", model="llama", pre=None, extra=extra)
+    files = tokenizer_of(path)
+    ours, reference = (
+        Tokenizer.from_buffer(files.tokenizer_json),
+        sentencepiece.SentencePieceProcessor(model_proto=data),
+    )
+    for text in TEXTS:
+        assert encode(ours, text) == reference.encode(text), text
+    assert files.add_bos is True
+    assert files.special_tokens == {"bos_token": "<s>", "eos_token": "</s>"}
+
+
 def test_user_defined_tokens_are_matched_whole_but_not_special(originals: Path, tmp_path: Path) -> None:
     path = write_gguf(originals / "tiny", tmp_path / "x.gguf", user_defined=("Ġdog",))
     ours = Tokenizer.from_buffer(tokenizer_of(path).tokenizer_json)
@@ -98,7 +140,14 @@ def test_user_defined_tokens_are_matched_whole_but_not_special(originals: Path, 
 
 @pytest.mark.parametrize(
     ("pre", "flag", "expected"),
-    [("gpt-2", None, False), ("gpt-2", True, True), ("llama-bpe", None, True), ("llama-bpe", False, False)],
+    [
+        ("gpt-2", None, False),
+        ("gpt-2", True, True),
+        ("llama-bpe", None, True),
+        ("llama-bpe", False, False),
+        ("qwen2", None, False),
+        ("tekken", None, True),
+    ],
 )
 def test_beginning_of_sequence(originals: Path, tmp_path: Path, pre: str, *, flag: bool | None, expected: bool) -> None:
     path = write_gguf(originals / "tiny", tmp_path / "x.gguf", pre=pre, add_bos=flag)
@@ -121,8 +170,9 @@ def replace(key: str, value: list[str] | list[int]) -> Callable[[gguf_library.GG
     ("arguments", "message"),
     [
         ({"model": None}, "holds no tokenizer"),
-        ({"model": "llama"}, "tokenizer model 'llama'"),
-        ({"pre": "qwen2"}, "pre-tokenizer 'qwen2'"),
+        ({"model": "bert"}, "tokenizer model 'bert'"),
+        ({"model": "llama"}, "no score for each of its 384 tokens"),
+        ({"pre": "falcon"}, "pre-tokenizer 'falcon'"),
         ({"extra": replace("tokenizer.ggml.merges", ["a b c"])}, "merge 'a b c'"),
         ({"extra": replace("tokenizer.ggml.merges", ["no such"])}, "damaged tokenizer"),
         ({"extra": replace("tokenizer.ggml.tokens", ["a", "a"])}, "no token type for each"),

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from transformers import AutoConfig
 
 from paiton_aot.checkpoint import open_checkpoint
-from paiton_aot.checkpoint.base import Llama3Scaling, expect_tensor
+from paiton_aot.checkpoint.base import expect_tensor
+from paiton_aot.checkpoint.rope import Llama3Scaling
 from paiton_artifacts.errors import TensorShapeError
 from tests.make_checkpoints import edit_json, load_tensors, tiny_llama
 

@@ -191,7 +191,7 @@ def without(key: str) -> Extra:
         (setting("llama.rope.scale_linear", "float32", 4.0), UnsupportedError, "rope.scale_linear 4.0"),
         (setting("llama.expert_count", "uint32", 8), UnsupportedArchitectureError, "has 8 experts"),
         (setting("split.count", "uint16", 3), UnsupportedError, "is one of 3 parts"),
-        (setting("general.architecture", "string", "qwen2"), UnsupportedArchitectureError, "architecture 'qwen2'"),
+        (setting("general.architecture", "string", "falcon"), UnsupportedArchitectureError, "architecture 'falcon'"),
         (setting("general.architecture", "array", ["llama"]), UnsupportedArchitectureError, "architecture"),
         (setting("general.alignment", "uint32", 48), CheckpointFormatError, "alignment 48"),
         (setting("tokenizer.ggml.bos_token_id", "uint32", 384), CheckpointFormatError, "bos_token_id 384"),

@@ -269,6 +269,7 @@ def test_configuration_that_is_no_object(tiny: Path, content: bytes, message: st
         ({"tie_word_embeddings": "no"}, "has tie_word_embeddings 'no'"),
         ({"rope_parameters": [1]}, r"has rope_parameters \[1\]"),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "rope_parameters has no field low_freq_factor"),
+        ({"rope_parameters": {"type": "linear"}}, "rope_parameters has no field factor"),
         ({"bos_token_id": 384}, "has bos_token_id 384"),
         ({"quantization_config": "fp8"}, "has quantization_config 'fp8'"),
     ],
@@ -301,7 +302,7 @@ def test_unsupported_architecture(tiny: Path, changes: dict[str, object], messag
 
 @pytest.mark.parametrize(
     "rope",
-    [{"rope_type": "yarn", "factor": 4.0}, {"type": "linear"}, {"partial_rotary_factor": 0.5}, {"rope_type": []}],
+    [{"rope_type": "dynamic", "factor": 4.0}, {"type": "longrope"}, {"partial_rotary_factor": 0.5}, {"rope_type": []}],
 )
 def test_unsupported_rotary_scaling(tiny: Path, rope: dict[str, object]) -> None:
     edit_json(tiny / "config.json", rope_parameters=rope)

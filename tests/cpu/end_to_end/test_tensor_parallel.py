@@ -11,6 +11,7 @@ import pytest
 
 from paiton_runtime.boot import BootOptions, boot
 from paiton_runtime.model import Model
+from tests.conftest import CHECKPOINT_MAKER, Cache, make_checkpoints
 from tests.independent_reader import read_bundle
 from tests.reference import relative_error
 from tests.teacher_forced import logits_of
@@ -45,6 +46,21 @@ def test_ranks_agree_with_one(
     """Four ranks share two KV heads, each held twice, and pad the vocabulary."""
     several = build_bundle(f"tiny-tp{tp}", tiny_checkpoint, "--tp", str(tp))
     with boot(tiny_bundle) as one, boot(several) as model:
+        expected, ours = logits_of(one, IDS), logits_of(model, IDS)
+    assert relative_error(ours, expected) < 0.02
+
+
+def test_eight_ranks_agree_with_one(build_bundle: Callable[..., Path], cache: Cache) -> None:
+    """Eight ranks with a query head each, of which four share a KV head."""
+
+    def make(folder: Path) -> None:
+        make_checkpoints().tiny_llama(folder, heads=8, kv_heads=2)
+
+    checkpoint = cache.folder("tiny-8-heads-hf", make, (CHECKPOINT_MAKER,))
+    flags = ("--max-num-batched-tokens", "32")
+    whole = build_bundle("tiny-8-heads", checkpoint, *flags)
+    several = build_bundle("tiny-8-heads-tp8", checkpoint, "--tp", "8", *flags)
+    with boot(whole) as one, boot(several) as model:
         expected, ours = logits_of(one, IDS), logits_of(model, IDS)
     assert relative_error(ours, expected) < 0.02
 

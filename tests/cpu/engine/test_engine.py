@@ -6,7 +6,6 @@ import math
 import random
 import threading
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from threading import Event
 
@@ -22,35 +21,12 @@ from paiton_artifacts.errors import (
     UsageError,
 )
 from paiton_runtime.batch import StepInput
-from paiton_runtime.engine.engine import Engine, EngineOptions
+from paiton_runtime.engine.engine import Engine
 from paiton_runtime.engine.observer import RequestRecord, StepRecord, TokenRecord
+from paiton_runtime.engine.options import EngineOptions
 from paiton_runtime.engine.params import SamplingParams
-from paiton_runtime.generate import GenerateOptions, Generator
 from paiton_runtime.model import Chunk, Model
-from tests.cpu.engine.conftest import WAIT, Answer, ask
-
-GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
-
-
-@pytest.fixture
-def engine(model: Model) -> Iterator[Engine]:
-    """An engine that must have given everything back when the test ends."""
-    made = Engine(model)
-    yield made
-    assert made.drain(WAIT)
-    made.stop()
-    assert made.failed is None
-    assert made.blocks.free == made.blocks.blocks
-
-
-def prompts(count: int, seed: int = 0, longest: int = 90) -> list[list[int]]:
-    rng = random.Random(seed)
-    return [[rng.randrange(3, 200) for _ in range(rng.randrange(1, longest))] for _ in range(count)]
-
-
-def alone(model: Model, prompt: Sequence[int], tokens: int) -> list[int]:
-    options = GenerateOptions(max_tokens=tokens, ignore_eos=True)
-    return Generator(model).generate(prompt, options).token_ids
+from tests.cpu.engine.conftest import GREEDY, WAIT, Answer, alone, ask, prompts
 
 
 def test_greedy_under_load_equals_greedy_alone(model: Model, engine: Engine) -> None:

@@ -17,9 +17,9 @@ BLOCK = 4
 
 
 def make_request(
-    order: int, prompt: list[int], limit: int, priority: int = 0, leader: Request | None = None
+    order: int, prompt: list[int], limit: int, priority: int = 0, leader: Request | None = None, *, rated: bool = False
 ) -> Request:
-    params = SamplingParams(temperature=0, max_tokens=limit)
+    params = SamplingParams(temperature=0, max_tokens=limit, prompt_logprobs=0 if rated else None)
     return Request(
         request_id=str(order),
         params=params,
@@ -45,6 +45,7 @@ class Simulation:
     cells: dict[tuple[int, int], tuple[int, ...]] = field(default_factory=dict)  # block, offset -> tokens up to there
     flight: list[tuple[Proposal, list[int], list[Request]]] = field(default_factory=list)
     finished: list[Request] = field(default_factory=list)
+    rated: set[tuple[int, int]] = field(default_factory=set)  # order and position
     steps: int = 0
 
     def begin(self) -> bool:
@@ -55,7 +56,14 @@ class Simulation:
         self._check(proposal)
         chunks = [request.chunk(count) for request, count in proposal.chunks]
         self.scheduler.settle(proposal)
-        rows = [request for (request, _), chunk in zip(proposal.chunks, chunks, strict=True) if chunk.rows]
+        assert sum(chunk.rows for chunk in chunks) <= self.scheduler.limits.rows
+        rows = []
+        for (request, _), chunk in zip(proposal.chunks, chunks, strict=True):
+            if chunk.targets is not None:
+                assert list(chunk.targets) == request.tokens[chunk.start + 1 : chunk.start + 1 + len(chunk.tokens)]
+                self.rated |= {(request.order, chunk.start + i) for i in range(len(chunk.tokens))}
+            elif chunk.rows:
+                rows.append(request)
         self.flight.append((proposal, [request.preemptions for request, _ in proposal.chunks], rows))
         self.steps += 1
         return True
@@ -107,6 +115,7 @@ arrivals = st.lists(
         st.lists(st.integers(0, 1), min_size=1, max_size=18),  # prompt; few token ids, so that prefixes are shared
         st.integers(1, 12),  # tokens to generate
         st.integers(0, 2),  # priority
+        st.booleans(),  # its prompt is rated
     ),
     min_size=1,
     max_size=12,
@@ -116,12 +125,13 @@ arrivals = st.lists(
 @settings(max_examples=300, deadline=None)
 @given(arrivals, st.integers(8, 20), st.booleans(), st.booleans())
 def test_every_request_ends_and_reads_only_its_own_past(
-    wanted: list[tuple[int, list[int], int, int]], blocks: int, caching: bool, ahead: bool
+    wanted: list[tuple[int, list[int], int, int, bool]], blocks: int, caching: bool, ahead: bool
 ) -> None:
     manager = BlockManager(blocks, BLOCK, caching=caching)
-    simulation = Simulation(Scheduler(manager, Limits(8, 4, 3)))
+    simulation = Simulation(Scheduler(manager, Limits(8, 4, 3, 3)))
     todo = [
-        (delay, make_request(i, prompt, limit, priority)) for i, (delay, prompt, limit, priority) in enumerate(wanted)
+        (delay, make_request(i, prompt, limit, priority, rated=rated))
+        for i, (delay, prompt, limit, priority, rated) in enumerate(wanted)
     ]
     requests = [request for _, request in todo]
     step = 0
@@ -138,10 +148,12 @@ def test_every_request_ends_and_reads_only_its_own_past(
         simulation.end()
     assert manager.free == blocks
     assert all(request.generated == request.limit for request in requests)
+    rated = [request for request in requests if request.params.prompt_logprobs is not None]
+    assert simulation.rated == {(request.order, i) for request in rated for i in range(request.prompt_tokens - 1)}
 
 
 def prepared(tokens: int = 8, prompt_tokens: int = 4, requests: int = 3, blocks: int = 64) -> Scheduler:
-    return Scheduler(BlockManager(blocks, BLOCK), Limits(tokens, prompt_tokens, requests))
+    return Scheduler(BlockManager(blocks, BLOCK), Limits(tokens, prompt_tokens, requests, requests))
 
 
 def run(simulation: Simulation, steps: int) -> None:

@@ -29,6 +29,8 @@ class Case:
     head_dim: int
     chunks: tuple[tuple[int, int], ...]
     kv: str = "BF16"
+    window: int = 0
+    softcap: float = 0.0
 
     def __post_init__(self) -> None:
         rng = np.random.default_rng(self.q_heads * 1000 + self.head_dim)
@@ -59,7 +61,12 @@ class Case:
     def variant(self) -> Variant:
         """The kernel of this shape."""
         return FAMILIES["attention"].variant(
-            Q_HEADS=self.q_heads, KV_HEADS=self.kv_heads, HEAD_DIM=self.head_dim, KV=self.kv
+            Q_HEADS=self.q_heads,
+            KV_HEADS=self.kv_heads,
+            HEAD_DIM=self.head_dim,
+            KV=self.kv,
+            WINDOW=int(self.window > 0),
+            SOFTCAP=int(self.softcap > 0),
         )
 
     def run(self, level: Level, workers: int = 1, tokens: slice | None = None) -> Array:
@@ -78,6 +85,8 @@ class Case:
             "k_scale": np.array([K_SCALE], np.float32),
             "v_scale": np.array([V_SCALE], np.float32),
             "softmax_scale": self.head_dim**-0.5,
+            "window": self.window,
+            "softcap": self.softcap,
             "out": out,
         }
         level.run(self.variant, values, workers=workers)
@@ -95,7 +104,15 @@ class Case:
             history = slice(0, start + tokens)
             q = bf16_values(self.q[mine])
             parts.append(
-                attention(q, k[request, history], v[request, history], self.positions[mine], self.head_dim**-0.5)
+                attention(
+                    q,
+                    k[request, history],
+                    v[request, history],
+                    self.positions[mine],
+                    self.head_dim**-0.5,
+                    self.window,
+                    self.softcap,
+                )
             )
         return np.concatenate(parts)
 
@@ -110,6 +127,12 @@ CASES = [
     Case(6, 2, 64, ((0, 1), (77, 1), (12, 40)), kv="FP8"),
     Case(4, 4, 32, ((17, 3),), kv="FP8"),
     Case(40, 1, 32, ((9, 35),)),
+    Case(4, 1, 64, ((15, 1), (16, 1), (200, 1), (3, 5)), window=16),
+    Case(4, 1, 128, ((5, 60), (47, 1), (0, 17), (90, 2)), window=7),
+    Case(2, 2, 32, ((0, 70), (100, 40)), window=33, softcap=1.5),
+    Case(6, 2, 64, ((0, 1), (77, 1), (12, 60)), kv="FP8", window=20),
+    Case(3, 3, 96, ((30, 20), (0, 20)), softcap=0.5),
+    Case(40, 1, 32, ((9, 35),), window=1),
 ]
 
 

@@ -9,9 +9,9 @@ import pytest
 from numpy.typing import NDArray
 
 from paiton_kernels.families import FAMILIES
-from paiton_kernels.linear import WEIGHT_BYTES, kv_slots, kv_tiles, linear, rotate, silu_mul
+from paiton_kernels.linear import WEIGHT_BYTES, gelu_mul, kv_slots, kv_tiles, linear, rotate, silu_mul, soft_cap
 from paiton_kernels.numeric_formats import bf16_bits, bf16_values, e4m3_values, round_bf16, round_e4m3
-from paiton_kernels.pack import activations
+from paiton_kernels.pack import activations, scale_count
 from paiton_kernels.rope_table import rope_table
 from paiton_kernels.spec import Value, Variant
 from tests.cpu.kernels.harness import Array, Level
@@ -38,6 +38,10 @@ class Case:
     heads: tuple[int, int, int] = (0, 0, 0)
     kv: str = "BF16"
     input_scale: float = 0.037
+    bias: int = 0
+    softcap: float = 0.0
+    norm_offset: int = 0
+    scale_rows: int = 0  # of a block of 128 columns that shares a scale; 0: one for each row
 
     def __post_init__(self) -> None:
         rng = np.random.default_rng(hash((self.n, self.k)) % 2**32)
@@ -47,8 +51,13 @@ class Case:
         self.rows = rng.permutation(source_rows)[: self.tokens].astype(np.int32)
         x = rng.standard_normal((source_rows, self.k)) * np.exp(rng.standard_normal((source_rows, 1)))
         self.x: Array = x.astype(np.float32) if self.input == "NORM" else bf16_bits(x)
-        self.norm = bf16_bits(rng.uniform(0.5, 1.5, self.k))
-        self.scale = rng.uniform(1e-3, 3e-3, self.n).astype(np.float32)
+        self.norm = bf16_bits(rng.uniform(0.5, 1.5, self.k) - self.norm_offset)
+        self.biases = rng.standard_normal(self.n).astype(np.float32)
+        # Scales of blocks have a row more than they need, filled with what must not be read.
+        blocks = -(-self.k // 128)
+        grid = np.full((-(-self.n // max(self.scale_rows, 1)), blocks + 1), np.nan, np.float32)
+        grid[:, :blocks] = rng.uniform(1e-3, 3e-3, (len(grid), blocks))
+        self.scale = grid if self.scale_rows else rng.uniform(1e-3, 3e-3, self.n).astype(np.float32)
         self.stored = self._random_weight(rng)
         self.positions = (
             rng.permutation(40)[: self.tokens].astype(np.int32)
@@ -86,13 +95,18 @@ class Case:
     def variants(self, form: str) -> tuple[Variant, Variant]:
         """Returns the pack and the linear variant."""
         shared: dict[str, Value] = {"K": self.k, "INPUT": self.input, "ACT": self.act, "GATHER": self.gather}
+        shared["NORM_OFFSET"] = self.norm_offset
         q_heads, kv_heads, head_dim = self.heads
         extra: dict[str, Value] = {"Q_HEADS": q_heads, "KV_HEADS": kv_heads, "HEAD_DIM": head_dim, "KV": self.kv}
         own: dict[str, Value] = {
+            "SCALES": "BLOCK" if self.scale_rows else "ROW",
+            "SCALE_ROWS": self.scale_rows,
             "N": self.n,
             "ROW_STRIDE": self.row_stride,
             "WEIGHT": self.weight,
             "EPILOGUE": self.epilogue,
+            "BIAS": self.bias,
+            "SOFTCAP": int(self.softcap > 0),
         }
         return FAMILIES["pack"].variant(**shared), FAMILIES["linear"].variant(**shared, **own, **extra, FORM=form)
 
@@ -100,7 +114,7 @@ class Case:
         """Returns a fresh output array, with something in it to add to."""
         if self.epilogue == "ROPE":
             return np.zeros((self.tokens, self.heads[0] * self.heads[2]), np.uint16)
-        if self.epilogue == "SILU":
+        if self.epilogue in {"SILU", "GELU"}:
             return np.zeros((self.tokens, self.n // 2), np.uint16)
         return np.arange(self.tokens * (self.n + 5), dtype=np.float32).reshape(self.tokens, self.n + 5) / 64
 
@@ -128,11 +142,12 @@ class Case:
         }
         packed = {
             "packed": np.zeros(tokens * -(-self.k // 64) * 64, np.float32),
-            "packed_scale": np.zeros(tokens, np.float32),
+            "packed_scale": np.zeros((tokens, scale_count(pack.macros)), np.float32),
         }
         if form == "PREFILL":
             level.run(pack, {**values, **packed}, workers=workers)
         values |= packed | {"weight": self.stored, "scale": self.scale, "out": out, "out_stride": out.shape[1]}
+        values |= {"scale_stride": self.scale.shape[-1], "bias": self.biases, "softcap": self.softcap}
         if self.epilogue in {"STORE", "ADD"}:
             values["out_col"] = 5
         if self.epilogue == "ROPE":
@@ -157,10 +172,19 @@ class Case:
             x = x[self.rows]
         norm = bf16_values(self.norm) if self.input == "NORM" else None
         static = float(np.float32(self.input_scale))
-        rounded, scale = activations(x, act=self.act, norm_weight=norm, eps=1e-5, input_scale=static)
-        return linear(
-            rounded, scale, self.weight_values(), None if self.weight == "BF16" else self.scale.astype(np.float64)
+        offset = float(self.norm_offset)
+        rounded, scale = activations(x, act=self.act, norm_weight=norm, eps=1e-5, offset=offset, input_scale=static)
+        scales = None if self.weight == "BF16" else self.weight_scales()
+        product = linear(
+            rounded, scale, self.weight_values(), scales, self.biases.astype(np.float64) if self.bias else None
         )
+        return soft_cap(product, self.softcap) if self.softcap else product
+
+    def weight_scales(self) -> NDArray[np.float64]:
+        """Returns the scales of each row: f64[N], or f64[N][ceil(K/128)] where they are of blocks."""
+        if not self.scale_rows:
+            return self.scale.astype(np.float64)
+        return self.scale[np.arange(self.n) // self.scale_rows, :-1].astype(np.float64)
 
 
 def check(case: Case, out: Array, cache: Array) -> None:
@@ -173,8 +197,9 @@ def check(case: Case, out: Array, cache: Array) -> None:
         assert_same_bits(out[:, :5], case.output()[:, :5])
     elif case.epilogue == "ADD":
         assert_close(out[:, 5:], case.output()[:, 5:].astype(np.float64) + product, dtype)
-    elif case.epilogue == "SILU":
-        assert_close(bf16_values(out.view(np.uint16)), round_bf16(silu_mul(product)), dtype)
+    elif case.epilogue in {"SILU", "GELU"}:
+        gated = silu_mul(product) if case.epilogue == "SILU" else gelu_mul(product)
+        assert_close(bf16_values(out.view(np.uint16)), round_bf16(gated), dtype)
     else:
         check_rope(case, product, out, cache)
 
@@ -220,6 +245,16 @@ CASES = [
     Case(6 * 128, 192, 3, epilogue="ROPE", heads=(4, 1, 128)),
     Case(6 * 32, 192, 8, epilogue="ROPE", heads=(2, 2, 32), kv="FP8"),
     Case(320, 192, 4, epilogue="ROPE", heads=(3, 1, 64), kv="FP8", weight="BF16", act="FP8_DYNAMIC"),
+    Case(96, 192, 7, epilogue="GELU", norm_offset=1),
+    Case(64, 192, 4, epilogue="GELU", weight="BF16", input="BF16", bias=1),
+    Case(61, 100, 5, bias=1, weight="BF16", act="FP8_DYNAMIC"),
+    Case(77, 192, 8, gather=1, weight="BF16", softcap=3.0, norm_offset=1),
+    Case(320, 192, 5, epilogue="ROPE", heads=(3, 1, 64), bias=1),
+    Case(61, 300, 5, scale_rows=128),
+    Case(77, 384, 8, scale_rows=8, gather=1),
+    Case(256, 256, 7, scale_rows=64, epilogue="SILU", act="FP8_BLOCK"),
+    Case(96, 300, 3, scale_rows=32, epilogue="ADD", input="BF16", act="FP8_BLOCK"),
+    Case(320, 256, 5, scale_rows=64, epilogue="ROPE", heads=(3, 1, 64), act="FP8_BLOCK"),
 ]
 
 

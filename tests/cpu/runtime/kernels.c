@@ -46,4 +46,27 @@ void echo(const struct echo_args *a, u32 worker, u32 workers) {
     ++*a->count;
 }
 
+/* Part of a sum that depends on the rank and on the sum before; small integers, so that f32 adds them exactly. */
+struct part_args { const float *sum; float *part; u64 rank; u64 n; };
+void part(const struct part_args *a, u32 worker, u32 workers) {
+    for (u64 i = worker; i < a->n; i += workers)
+        a->part[i] = (float)(((u64)a->sum[i] * 31 + a->rank * 17 + i) & 0xffff);
+}
+
+/* history[i] = history[i] * 31 + sum[i]: whatever went wrong in one of many sums stays visible. */
+struct follow_args { const float *sum; u64 *history; u64 n; };
+void follow(const struct follow_args *a, u32 worker, u32 workers) {
+    for (u64 i = worker; i < a->n; i += workers) a->history[i] = a->history[i] * 31 + (u64)a->sum[i];
+}
+
+/* Waits for a time that is another at every call (xorshift64): mostly not at all, sometimes long. */
+struct stray_args { u64 *states; u64 rank; };
+void stray(const struct stray_args *a, u32 worker, u32 workers) {
+    u64 *state = a->states + 8 * worker;
+    u64 s = *state ? *state : (a->rank * workers + worker + 1) * 0x9e3779b97f4a7c15;
+    s ^= s << 13, s ^= s >> 7, s ^= s << 17;
+    *state = s;
+    for (volatile u64 i = s & 7 ? 0 : (s >> 8) % 50000; i; i--) {}
+}
+
 void nothing(const void *a, u32 worker, u32 workers) { (void)a, (void)worker, (void)workers; }

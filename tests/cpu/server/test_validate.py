@@ -32,7 +32,8 @@ def refuse(body: type[Any], value: object) -> ApiError:
 
 def test_defaults_are_those_of_openai() -> None:
     chat = read_body(ChatRequest, HELLO)
-    assert (chat.temperature, chat.top_p, chat.n, chat.max_tokens, chat.stream) == (1.0, 1.0, 1, None, False)
+    assert (chat.n, chat.max_tokens, chat.stream) == (1, None, False)
+    assert (chat.temperature, chat.top_p) == (None, None)  # the model's own, where the bundle has any; else 1
     assert chat.messages[0].content == "hello"
     nulls = {name: None for name in object_schema(ChatRequest)["properties"] if name != "messages"}
     same = read_body(ChatRequest, {**HELLO, **nulls, "unknown": {"x": 1}})
@@ -54,7 +55,6 @@ def test_defaults_are_those_of_openai() -> None:
         ("repetition_penalty", 0),
         ("presence_penalty", 3),
         ("frequency_penalty", [1]),
-        ("max_tokens", 0),
         ("max_tokens", -5),
         ("max_tokens", 1.5),
         ("max_tokens", 10**400),
@@ -136,7 +136,7 @@ def test_a_missing_field_and_a_body_that_is_no_object() -> None:
     [
         (CompletionRequest, "suffix", "x", ""),
         (CompletionRequest, "use_beam_search", True, False),
-        (CompletionRequest, "prompt_logprobs", 1, None),
+        (CompletionRequest, "truncate_prompt_tokens", 1, None),
         (ChatRequest, "functions", [{}], []),
         (ChatRequest, "function_call", {"name": "f"}, "auto"),
     ],

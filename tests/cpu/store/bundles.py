@@ -8,7 +8,7 @@ import random
 from pathlib import Path
 
 from paiton_artifacts.digest import cut_chunks
-from paiton_artifacts.schema import Blob, Chunk, CodeObject, Tokenizer
+from paiton_artifacts.schema import Blob, Chunk, CodeObject, TemplateCheck, Tokenizer
 from paiton_artifacts.writer import BundleWriter
 from tests.cpu.artifacts import tiny
 
@@ -45,7 +45,11 @@ def make(path: Path, *, seed: int = 0, mib: int = 4, chunk: int = MIB, changed: 
         plans = tuple(tiny._plan_file(writer, tiny.plan(family)) for family in ("forward", "sample"))
         objects = (CodeObject("cpu", "generic", entry, None, tiny.SYMBOLS, "none 1"),)
         tokenizer = Tokenizer(
-            writer.add_file("tokenizer/tokenizer.json", b"{}"), writer.add_file("tokenizer/empty.jinja", b""), False
+            writer.add_file("tokenizer/tokenizer.json", b"{}"),
+            writer.add_file("tokenizer/empty.jinja", b""),
+            False,
+            (),
+            TemplateCheck(1, ()),
         )
         manifest = tiny.manifest(tuple(blobs), objects, plans, tokenizer)
         memory = tuple(dataclasses.replace(plan, weights_bytes=size) for plan in manifest.memory)

@@ -12,6 +12,7 @@ from paiton_artifacts.store.cache import Cache
 from paiton_artifacts.store.resolve import Resolver
 from paiton_artifacts.trust.policy import Policy
 from tests.cpu.store import bundles
+from tests.cpu.store.azurite import Azurite
 from tests.cpu.store.proxy import Proxy, running
 from tests.cpu.store.weed import BUCKET, Weed
 
@@ -20,6 +21,17 @@ from tests.cpu.store.weed import BUCKET, Weed
 def weed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weed]:
     """The server."""
     server = Weed(tmp_path_factory.mktemp("weed"))
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+
+
+@pytest.fixture(scope="session")
+def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
+    """The server of Azure's protocol, where it is installed."""
+    server = Azurite(tmp_path_factory.mktemp("azurite"))
     try:
         server.start()
         yield server

@@ -67,6 +67,7 @@ class Proxy:
         self.passed: list[Passed] = []
         self.on_request: Callable[[str, str], object] = lambda _method, _path: None
         self.lock = threading.Lock()
+        self.active = 0
         proxy = self
 
         class Handler(_Handler):
@@ -76,8 +77,19 @@ class Proxy:
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
     def requests(self, path: str, method: str = "GET") -> list[Passed]:
-        """Returns the requests of a method whose path contains something."""
+        """Returns the requests of a method whose path contains something, once all that have begun are over."""
+        self._settle()
         return [one for one in self.passed if path in one.path and one.method == method]
+
+    def forget(self) -> None:
+        """Forgets what has passed, once the last request before this has."""
+        self._settle()
+        self.passed.clear()
+
+    def _settle(self) -> None:
+        end = time.monotonic() + 5  # a client that has given up may leave a slow answer behind
+        while self.active and time.monotonic() < end:
+            time.sleep(0.001)
 
     def take(self, method: str, path: str) -> Fault | None:
         """Returns what is to happen to a request."""
@@ -123,6 +135,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def handle_any(self) -> None:
         proxy = self.owner
+        with proxy.lock:
+            proxy.active += 1
+        try:
+            self._handle(proxy)
+        finally:
+            with proxy.lock:
+                proxy.active -= 1
+
+    def _handle(self, proxy: Proxy) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         path = self.path.partition("?")[0]
         proxy.on_request(self.command, path)
@@ -137,7 +158,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             received = self._forward(body, fault)
         proxy.passed.append(Passed(self.command, path, len(body), received, time.monotonic()))
 
-    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_any  # noqa: N815  (names of the standard library)
+    do_GET = do_HEAD = do_PUT = do_POST = do_PATCH = do_DELETE = handle_any  # noqa: N815  (names of the standard library)
 
     def _forward(self, body: bytes, fault: Fault | None) -> int:
         upstream = http.client.HTTPConnection("127.0.0.1", self.owner.upstream, timeout=60)

@@ -19,10 +19,13 @@ HEX = "0123456789abcdef" * 4
         (f"https://host:8443/x/name:v1@sha256:{HEX}", Address("https://host:8443/x", "name", "v1", HEX)),
         ("http://127.0.0.1:8000/name", Address("http://127.0.0.1:8000", "name", "latest", None)),
         ("file:///srv/models/name:v1", Address("file:///srv/models", "name", "v1", None)),
+        ("oci://host:5000/a/b-c:v1", Address("oci://host:5000/a/b-c", "", "v1", None)),
+        (f"oci://host/name@sha256:{HEX}", Address("oci://host/name", "", "latest", HEX)),
     ],
 )
 def test_parts(text: str, expected: Address) -> None:
     assert parse_address(text) == expected
+    assert parse_address(str(expected)) == parse_address(text.replace(":v1@", "@"))
 
 
 @pytest.mark.parametrize(
@@ -41,6 +44,12 @@ def test_parts(text: str, expected: Address) -> None:
         "https://user:password@host/name:v1",
         "https://host/name:v1?signature=x",
         "https://host/name#part",
+        "oci://host",
+        "oci://host:5000",
+        "oci://host/Upper:v1",
+        "oci://host/a//b:v1",
+        "oci://host/-a",
+        "oci://user:password@host/name:v1",
     ],
 )
 def test_what_names_no_bundle_is_refused(text: str) -> None:
@@ -49,7 +58,7 @@ def test_what_names_no_bundle_is_refused(text: str) -> None:
     assert "password" not in str(caught.value) or "user:" not in str(caught.value), "secrets are not repeated"
 
 
-@pytest.mark.parametrize("text", ["ftp://host/name", "oci://host/name:v1", "C:/bundle", "://bucket/name"])
+@pytest.mark.parametrize("text", ["ftp://host/name", "docker://host/name:v1", "C:/bundle", "://bucket/name"])
 def test_unknown_schemes(text: str) -> None:
     with pytest.raises(UnsupportedError):
         parse_address(text)

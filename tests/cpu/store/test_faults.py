@@ -30,7 +30,7 @@ from tests.cpu.store.weed import Weed
 def pushed(bundle: Path, proxy: Proxy, root: str) -> Pushed:
     """The bundle in the store, and a proxy in front of it that has seen nothing yet."""
     done = Push(bundle, parse_address(f"{root}/tiny:v1")).run()
-    proxy.passed.clear()
+    proxy.forget()
     return done
 
 

@@ -61,7 +61,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 
 def test_a_killed_pull_resumes(bundle: Path, pushed: Pushed, proxy: Proxy, start: Start, tmp_path: Path) -> None:
-    proxy.faults = [Fault("slow", times=1000, delay=0.02)]
+    proxy.faults = [Fault("slow", times=1000, delay=0.05)]
     first = start("pull", pushed.address)
     while len(proxy.requests("/blobs/")) < 7:
         time.sleep(0.01)

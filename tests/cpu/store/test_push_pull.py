@@ -64,7 +64,7 @@ def test_keys_are_digests_of_what_they_hold(bundle: Path, root: str, weed: Weed)
 def test_a_push_without_change_moves_next_to_nothing(bundle: Path, proxy: Proxy, root: str) -> None:
     first = push(bundle, f"{root}/tiny:v1")
     assert bytes_sent(proxy) >= first.bytes
-    proxy.passed.clear()
+    proxy.forget()
     second = push(bundle, f"{root}/tiny:v1")
     assert second.uploaded_bytes == 0
     assert sum(one.sent + one.received for one in proxy.passed) < first.bytes / 1000
@@ -74,7 +74,7 @@ def test_a_push_without_change_moves_next_to_nothing(bundle: Path, proxy: Proxy,
 def test_a_rebuilt_bundle_moves_only_what_changed(bundle: Path, proxy: Proxy, root: str, tmp_path: Path) -> None:
     push(bundle, f"{root}/tiny:v1")
     rebuilt = bundles.make(tmp_path / "rebuilt", changed=1)
-    proxy.passed.clear()
+    proxy.forget()
     pushed = push(rebuilt, f"{root}/tiny:v1")
     assert pushed.uploaded == 1
     manifest = (rebuilt / "manifest.msgpack").stat().st_size
@@ -87,7 +87,7 @@ def test_bundles_for_other_targets_share_every_weight_chunk(
 ) -> None:
     push(bundle, f"{root}/tiny:v1")
     other = bundles.make(tmp_path / "other", code=b"other code")
-    proxy.passed.clear()
+    proxy.forget()
     assert push(other, f"{root}/other:v1").uploaded == 1
     assert bytes_sent(proxy) < 10_000
 
@@ -148,7 +148,7 @@ def test_a_pinned_bundle_in_the_cache_needs_no_store(
 
 def test_the_policy_comes_before_any_blob(bundle: Path, proxy: Proxy, root: str, resolver: Resolver) -> None:
     push(bundle, f"{root}/tiny:v1")
-    proxy.passed.clear()
+    proxy.forget()
     with pytest.raises(UntrustedBundleError):
         resolve_bundle(f"{root}/tiny:v1", Policy, resolver.cache)
     assert proxy.requests("/manifests/")
@@ -227,7 +227,7 @@ def test_chunks_of_cached_bundles_are_not_fetched_again(
     push(bundles.make(tmp_path / "rebuilt", changed=1), f"{root}/tiny:v2")
     push(bundles.make(tmp_path / "other", code=b"other code"), f"{root}/tiny:v3")
     resolver.cached(parse_address(f"{root}/tiny:v1"))
-    proxy.passed.clear()
+    proxy.forget()
     second = resolver.cached(parse_address(f"{root}/tiny:v2"))
     assert [one.received for one in proxy.requests("/blobs/")] == [bundles.MIB]
     assert bundles.contents(second) == bundles.contents(tmp_path / "rebuilt")

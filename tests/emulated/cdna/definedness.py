@@ -1,8 +1,8 @@
 """Which registers an instruction leaves undefined when its sources are.
 
 Reading a register that was never written is a fault, with exceptions: compilers copy and pack values of which a part
-does not matter (the upper half of a pair, one value of a packed pair), and leave that part undefined. Such
-instructions pass undefinedness on: their destination is undefined if all their sources are.
+does not matter (the upper half of a pair, one value of a packed pair, the inactive lanes of a mask), and leave that
+part undefined. Such instructions pass undefinedness on: their destination is undefined if all their sources are.
 """
 
 from __future__ import annotations
@@ -42,8 +42,11 @@ _PACKS: Final = frozenset(
         "v_cvt_pk_bf16_f32",
         "v_cvt_pk_fp8_f32",
         "v_cvt_pk_bf8_f32",
+        "s_or_b64",  # joins what lanes say that are active now with what the others said before
     )
 )
+_OF_OTHER_LANES: Final = "s_andn2_b64"
+"""With EXEC as its last operand: keeps what the inactive lanes said, which nobody may have."""
 _WIDE_SUMS: Final = frozenset(("v_mad_u64_u32", "v_mad_i64_i32"))
 """Also the way to a 32-bit sum: then the upper halves of the addend and of the result do not matter."""
 
@@ -61,6 +64,12 @@ def flows_of(instruction: Instruction) -> tuple[Flow, ...]:
             flows.append((target & -target, source & -source))
             target, source = target & (target - 1), source & (source - 1)
         return tuple(flows)
+    if name == _OF_OTHER_LANES:
+        target, mask, taken = (instruction.bits(operand) for operand in instruction.operands)
+        if taken != 3 << EXEC or target >> EXEC & 3:
+            return ()
+        instruction.reads &= ~mask
+        return ((target, mask),)
     if name in _WIDE_SUMS:
         target, addend = (instruction.bits(instruction.operands[place]) for place in (0, -1))
         upper = addend & (addend - 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -116,7 +116,7 @@ class Kernel:
                         mapped[key] = memory.map(argument, name=f"argument {index}")
             block = bytearray()
             for argument, kind in zip(arguments, types, strict=True):
-                block += _packed(argument, kind, len(block), mapped)
+                block += packed(argument, kind, len(block), mapped)
             return self.launch_raw(
                 memory, bytes(block), grid, num_warps, shared_bytes, chunk_waves, max_instructions, order
             )
@@ -134,6 +134,7 @@ class Kernel:
         chunk_waves: int = 64,
         max_instructions: int = 20_000_000,
         order: Order = None,
+        on_poll: Callable[[], None] | None = None,
     ) -> int:
         """Runs the kernel as a driver would: its arguments are bytes, its pointers addresses in `memory`.
 
@@ -146,6 +147,7 @@ class Kernel:
             chunk_waves: see `launch`.
             max_instructions: see `launch`.
             order: see `launch`.
+            on_poll: called at every turn of a loop that has an atomic in it, so that other devices can go on.
 
         Returns:
             Instructions executed (`count`).
@@ -161,11 +163,11 @@ class Kernel:
         block.flags.writeable = False
         arguments = memory.map(block, name="kernel arguments")
         x, y, z = (*grid, 1, 1)[:3]
-        execution = Execution(self.program, max_instructions)
+        execution = Execution(self.program, max_instructions, on_poll)
         try:
             chunks = _chunks(x * y * z, max(1, chunk_waves // num_warps))
             for workgroups in chunks if order != "rev" else reversed(chunks):
-                waves = self._new_waves(memory, arguments, workgroups, (x, y), num_warps, shared_bytes)
+                waves = self.new_waves(memory, arguments, workgroups, (x, y), num_warps, shared_bytes)
                 with np.errstate(all="ignore"):
                     if order is None:
                         execution.run_together(waves)
@@ -176,7 +178,7 @@ class Kernel:
             self.count, self.wave_count = execution.count, execution.wave_count
         return self.count
 
-    def _new_waves(
+    def new_waves(
         self,
         memory: DeviceMemory,
         arguments: int,
@@ -185,6 +187,16 @@ class Kernel:
         num_warps: int,
         shared_bytes: int,
     ) -> Waves:
+        """Returns the waves of some workgroups at the start of a launch.
+
+        Args:
+            memory: that they see.
+            arguments: address of the argument block.
+            workgroups: their numbers, int64[n].
+            grid: workgroups along x and y.
+            num_warps: waves of a workgroup.
+            shared_bytes: as in `launch`.
+        """
         program = self.program
         count = len(workgroups) * num_warps
         shared_bytes = shared_bytes or program.number("group_segment_fixed_size")
@@ -241,7 +253,7 @@ def _chunks(workgroups: int, size: int) -> list[NDArray[np.int64]]:
     return [np.arange(first, min(workgroups, first + size)) for first in range(0, workgroups, size)]
 
 
-def _packed(argument: Argument, kind: str, position: int, mapped: dict[tuple[int, int], int]) -> bytes:
+def packed(argument: Argument, kind: str, position: int, mapped: dict[tuple[int, int], int]) -> bytes:
     """Returns an argument's bytes, after the padding that aligns it."""
     value: int | float
     if kind.startswith("*"):

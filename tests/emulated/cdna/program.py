@@ -53,6 +53,7 @@ class Program:
         rows = -(-rows // _REGISTER_GRANULE) * _REGISTER_GRANULE
         self.layout = Layout(arch, accumulators, rows, labels)
         self.steps: list[Step | None] = [None] * len(self.texts)
+        self._polls: dict[tuple[int, int], bool] = {}
 
     def number(self, directive: str, default: int = 0) -> int:
         """Returns a directive of the kernel descriptor."""
@@ -88,6 +89,12 @@ class Program:
             raise EmulationError(f"{self.where(pc)}: not understood ({type(error).__name__}: {error})") from error
         self.steps[pc] = step
         return step
+
+    def polls(self, start: int, end: int) -> bool:
+        """Returns whether one of the instructions from `start` to before `end` is atomic."""
+        if (start, end) not in self._polls:
+            self._polls[start, end] = any("_atomic_" in text for text in self.texts[start:end])
+        return self._polls[start, end]
 
     def where(self, pc: int) -> str:
         """Names an instruction."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, NoReturn
 
 import numpy as np
@@ -21,13 +22,15 @@ class Execution:
     Attributes:
         program: what runs.
         limit: instructions after which a launch counts as endless.
+        on_poll: called at every turn of a loop that has an atomic in it, such as one that waits for another device.
         count: instructions executed, one for all waves that execute it together.
         wave_count: instructions executed, counted for every wave.
     """
 
-    def __init__(self, program: Program, limit: int) -> None:
+    def __init__(self, program: Program, limit: int, on_poll: Callable[[], None] | None = None) -> None:
         self.program = program
         self.limit = limit
+        self.on_poll = on_poll
         self.count = 0
         self.wave_count = 0
 
@@ -97,6 +100,8 @@ class Execution:
                         waves.pc = pc
                         return outcome
                     taken = outcome.taken
+                    if self.on_poll and outcome.target < pc and program.polls(outcome.target, pc):
+                        self.on_poll()
                     if taken is None or taken.all():
                         pc = outcome.target
                     elif taken.any():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +83,14 @@ class CudaKernel:
     max_threads: int
     launches: list[RecordedLaunch]
 
-    def run(self, _memory: DeviceMemory, arguments: bytes, grid: Dimensions, shared_bytes: int) -> None:
+    def run(
+        self,
+        _memory: DeviceMemory,
+        arguments: bytes,
+        grid: Dimensions,
+        shared_bytes: int,
+        _on_poll: Callable[[], None],
+    ) -> None:
         """Records that it would have run."""
         self.launches.append(RecordedLaunch(self.device, self.symbol, grid, shared_bytes, arguments))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,9 +36,16 @@ class HipKernel:
     warps: int
     emulated: EmulatedKernel
 
-    def run(self, memory: DeviceMemory, arguments: bytes, grid: Dimensions, shared_bytes: int) -> None:
+    def run(
+        self,
+        memory: DeviceMemory,
+        arguments: bytes,
+        grid: Dimensions,
+        shared_bytes: int,
+        on_poll: Callable[[], None],
+    ) -> None:
         """Runs it to its end."""
-        self.emulated.launch_raw(memory, arguments, grid, self.warps, shared_bytes)
+        self.emulated.launch_raw(memory, arguments, grid, self.warps, shared_bytes, on_poll=on_poll)
 
 
 class HipCode:

@@ -109,7 +109,7 @@ class Machine(Memory):
             if not found.module.loaded:
                 raise RefusedError(INVALID_HANDLE, "a kernel was launched whose module is unloaded")
             self._check_pointers(device, kernel, packed)
-            kernel.run(device.memory, packed, grid, shared)
+            kernel.run(device.memory, packed, grid, shared, self.let_others)
 
         values = tuple(packed[argument.offset : argument.offset + argument.size] for argument in kernel.arguments)
         return Node(run, Launch(function, grid, block, shared, values))

@@ -67,8 +67,15 @@ class Kernel(Protocol):
     def max_threads(self) -> int:
         """The block that it was compiled for."""
 
-    def run(self, memory: DeviceMemory, arguments: bytes, grid: Dimensions, shared_bytes: int) -> None:
-        """Runs it to its end."""
+    def run(
+        self,
+        memory: DeviceMemory,
+        arguments: bytes,
+        grid: Dimensions,
+        shared_bytes: int,
+        on_poll: Callable[[], None],
+    ) -> None:
+        """Runs it to its end; `on_poll` is called while it waits for another device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +158,12 @@ class Stream:
 
 @dataclass(eq=False)
 class Device:
-    """One device; `fault` is what every later call returns, once a kernel has crashed."""
+    """One device.
+
+    Attributes:
+        fault: what every later call returns, once a kernel has crashed.
+        stalled: nothing more happens on its streams for now.
+    """
 
     ordinal: int
     model: DeviceModel
@@ -159,6 +171,7 @@ class Device:
     streams: list[Stream] = field(default_factory=list)
     peers: set[int] = field(default_factory=set)
     fault: RefusedError | None = None
+    stalled: bool = False
 
     @property
     def null_stream(self) -> Stream:

@@ -32,6 +32,9 @@ from tests.emulated.standin.objects import (
 DEVICE_SPAN = 1 << 40
 """Address space of a device; their memories lie apart, so that a pointer tells whose it is."""
 
+_TURN_SECONDS = 0.0005
+"""How long a kernel that polls leaves the interpreter to others."""
+
 _Thing = TypeVar("_Thing")
 
 
@@ -154,6 +157,8 @@ class Streams:
     def step(self, stream: Stream) -> None:
         """Lets the next operation of a stream happen."""
         device = stream.device
+        while device.stalled:
+            self.let_others()
         if device.fault is None:
             try:
                 stream.pending.popleft()()
@@ -166,6 +171,12 @@ class Streams:
             for other in device.streams:
                 other.pending.clear()
             raise device.fault
+
+    def let_others(self) -> None:
+        """Lets other threads call the driver, while a kernel waits for what they start on other devices."""
+        self.lock.release()
+        time.sleep(_TURN_SECONDS)
+        self.lock.acquire()
 
     def synchronise(self, device: Device) -> None:
         """Lets everything on a device happen."""

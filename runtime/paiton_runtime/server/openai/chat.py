@@ -10,11 +10,12 @@ from paiton_runtime.server.errors import ApiError
 from paiton_runtime.server.http import DONE, EventStream, HttpRequest, Response
 from paiton_runtime.server.openai.chat_choice import ChatChoice
 from paiton_runtime.server.openai.generation import Generation, Job
+from paiton_runtime.server.openai.logprobs import prompt_logprobs
 from paiton_runtime.server.openai.output import TextOptions
 from paiton_runtime.server.openai.prompts import encode, render_chat
 from paiton_runtime.server.openai.requests import ChatRequest
 from paiton_runtime.server.openai.responses import Envelope
-from paiton_runtime.server.openai.sampling import sampling_params, wanted_grammar
+from paiton_runtime.server.openai.sampling import check_prompt_logprobs, sampling_params, wanted_grammar
 from paiton_runtime.server.openai.serving import Interface, Serving
 from paiton_runtime.server.openai.tools.calls import only_text
 from paiton_runtime.server.openai.tools.choice import ToolUse, tool_use
@@ -39,7 +40,11 @@ async def create_chat_completion(interface: Interface, request: HttpRequest) -> 
     job = Job(
         prompts=[prompt],
         params=sampling_params(
-            serving, body, max_tokens=limit, logprobs=(body.top_logprobs or 0) if body.logprobs else None
+            serving,
+            body,
+            max_tokens=limit,
+            logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+            prompt_logprobs=body.prompt_logprobs,
         ),
         text=TextOptions(body.stops, body.include_stop_str_in_output, skip_special, body.min_tokens),
         constraint=None if grammar is None else await serving.grammars.compile(grammar),
@@ -53,6 +58,7 @@ async def create_chat_completion(interface: Interface, request: HttpRequest) -> 
 def _check(body: ChatRequest) -> None:
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs", param="top_logprobs", code="invalid_value")
+    check_prompt_logprobs(body)
     if body.stream_options is not None and not body.stream:
         raise ApiError(400, "stream_options needs stream", param="stream_options", code="invalid_value")
 
@@ -65,7 +71,12 @@ async def _whole(serving: Serving, request: HttpRequest, body: ChatRequest, job:
             choices[index].add(delta)
     envelope = Envelope(serving, f"chatcmpl-{request.request_id}", "chat.completion")
     whole = envelope.whole([choice.whole() for choice in choices], generation.usage())
-    return {**whole, "prompt_token_ids": list(job.prompts[0])} if body.return_token_ids else whole
+    if body.return_token_ids:
+        whole["prompt_token_ids"] = list(job.prompts[0])
+    if body.prompt_logprobs is not None:
+        rated = generation.outputs[0].prompt_logprobs
+        whole["prompt_logprobs"] = prompt_logprobs(serving.codec, job.prompts[0], rated, body.prompt_logprobs)
+    return whole
 
 
 async def _events(

@@ -19,12 +19,14 @@ class TextOptions:
         include_stop: what ended it (one of these, or a stop token) appears in it.
         skip_special_tokens: special tokens do not appear in it.
         min_tokens: no stop text counts within this many tokens.
+        prompt_only: an answer has no tokens of its own; the one that is generated is thrown away.
     """
 
     stops: Sequence[str] = ()
     include_stop: bool = False
     skip_special_tokens: bool = True
     min_tokens: int = 0
+    prompt_only: bool = False
 
 
 @dataclass(slots=True)  # not frozen: that would take a microsecond of each token
@@ -59,6 +61,7 @@ class Output:
     Attributes:
         tokens: so far, the one that ended it included.
         cached_tokens: of the prompt, found in the prefix cache.
+        prompt_logprobs: of the prompt's tokens but the first, where they were asked for; there with the first token.
         finished: whether the last delta had a reason; updates that still come are not looked at.
     """
 
@@ -67,17 +70,22 @@ class Output:
         self._stop = StopText(options.stops, include=options.include_stop)
         self._options = options
         self._length = 0  # characters that the tokens so far stand for
-        self._simple = not (options.stops or options.min_tokens)
+        self._simple = not (options.stops or options.min_tokens or options.prompt_only)
         self.tokens = 0
         self.cached_tokens = 0
+        self.prompt_logprobs: tuple[TokenLogprobs, ...] = ()
         self.finished = False
 
     def push(self, update: Update) -> Delta:
         """Takes an update that is neither an abort nor an error."""
         self.cached_tokens = update.cached_tokens or self.cached_tokens
+        self.prompt_logprobs = update.prompt_logprobs or self.prompt_logprobs
         if self._simple and update.finish_reason is None and not update.logprobs:
             self.tokens += len(update.tokens)
             return Delta("".join(map(self._stream.push, update.tokens)), update.tokens)
+        if self._options.prompt_only:
+            self.finished = True
+            return Delta("", (), reason="length")
         pieces: list[str] = []
         offsets: list[int] = []
         taken = 0

@@ -32,6 +32,7 @@ MAX_STOP_LENGTH = 512
 """Bounds of what one request may bring; they keep the work that it can cause within what its size suggests."""
 
 _INT32 = 2**31 - 1
+_DEFAULT = " (default: the model's own, else "
 
 
 class StreamOptions(Body):
@@ -79,13 +80,13 @@ class GenerationRequest(Body):
     stream_options: StreamOptions | None = value(Record(StreamOptions), None)
     max_tokens: int | None = value(Integer(1, _INT32), None, "Tokens to generate at most.")
     min_tokens: int = value(Integer(0, _INT32), 0, "No end before this many tokens.")
-    temperature: float = value(Number(0, 1e4), 1.0, "0 takes the most probable token.")
-    top_p: float = value(Number(0, 1, above=True), 1.0)
-    top_k: int = value(Integer(-1, _INT32), 0, "0 and -1 switch it off.")
-    min_p: float = value(Number(0, 1), 0.0)
+    temperature: float | None = value(Number(0, 1e4), None, f"0 takes the most probable token{_DEFAULT}1).")
+    top_p: float | None = value(Number(0, 1, above=True), None, f"Share of the most probable tokens{_DEFAULT}1).")
+    top_k: int | None = value(Integer(-1, _INT32), None, f"0 and -1 switch it off{_DEFAULT}0).")
+    min_p: float | None = value(Number(0, 1), None, f"Least probability, relative to the best one's{_DEFAULT}0).")
     presence_penalty: float = value(Number(-2, 2), 0.0)
     frequency_penalty: float = value(Number(-2, 2), 0.0)
-    repetition_penalty: float = value(Number(0, 1e4, above=True), 1.0)
+    repetition_penalty: float | None = value(Number(0, 1e4, above=True), None, f"1 is off{_DEFAULT}1).")
     seed: int | None = value(Integer(-(2**63), 2**64 - 1), None, "Of the draws; the next answer takes the next one.")
     logit_bias: dict[str, float] | None = value(
         Table(Number(-100, 100), MAX_BIASES, "^[0-9]{1,10}$"), None, "By token id, added to the logits."
@@ -109,7 +110,9 @@ class GenerationRequest(Body):
     guided_grammar: str | None = value(Text(least=1), None, "As structured_outputs.grammar.")
     user: str | None = value(Text(), None, "Ignored.")
     use_beam_search: None = value(Unsupported("there is no beam search", False), None)
-    prompt_logprobs: None = value(Unsupported("log-probabilities are those of generated tokens"), None)
+    prompt_logprobs: int | None = value(
+        Integer(0, MAX_TOP_LOGPROBS), None, "Log-probabilities of so many tokens at each position of the prompt."
+    )
     truncate_prompt_tokens: None = value(Unsupported("send a shorter prompt"), None)
     allowed_token_ids: None = value(Unsupported("use structured_outputs", []), None)
     bad_words: None = value(Unsupported("use logit_bias", []), None)
@@ -132,6 +135,9 @@ _PROMPT = OneOf(
 class CompletionRequest(GenerationRequest):
     """POST /v1/completions."""
 
+    max_tokens: int | None = value(
+        Integer(0, _INT32), None, "Tokens to generate at most; 0 with echo or prompt_logprobs only."
+    )
     prompt: str | list[int] | tuple[str, ...] | tuple[list[int], ...] = value(_PROMPT)
     logprobs: int | None = value(
         Integer(0, MAX_TOP_LOGPROBS), None, "Log-probabilities of so many tokens at each position."

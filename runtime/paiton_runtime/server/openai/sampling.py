@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import TypeVar
 
 from paiton_artifacts.errors import UsageError
 from paiton_runtime.engine.params import SamplingParams
@@ -12,34 +13,44 @@ from paiton_runtime.server.openai.requests import GenerationRequest
 from paiton_runtime.server.openai.serving import Serving
 
 _MOST_DIGITS = 10
+_N = TypeVar("_N", int, float)
 
 ANY_OBJECT = '{"type":"object"}'
 
 
 def sampling_params(
-    serving: Serving, body: GenerationRequest, *, max_tokens: int | None, logprobs: int | None
+    serving: Serving,
+    body: GenerationRequest,
+    *,
+    max_tokens: int | None,
+    logprobs: int | None,
+    prompt_logprobs: int | None = None,
 ) -> tuple[SamplingParams, ...]:
     """Returns how the tokens of each of the `n` answers are drawn; they differ by their seeds only.
+
+    What the request leaves open is as the model's makers recommend, where the bundle knows, as in vLLM.
 
     Raises:
         ApiError: 400: a token does not exist, or values contradict each other.
     """
     seed = serving.seed if body.seed is None else body.seed
     bias = [(_token(name), number) for name, number in (body.logit_bias or {}).items()]
+    advised = serving.sampling_defaults
     params = [
         SamplingParams(
             max_tokens=max_tokens,
             min_tokens=body.min_tokens,
-            temperature=body.temperature,
-            top_k=max(0, body.top_k),
-            top_p=body.top_p,
-            min_p=body.min_p,
-            repetition_penalty=body.repetition_penalty,
+            temperature=_first(body.temperature, advised.temperature, 1.0),
+            top_k=max(0, _first(body.top_k, advised.top_k, 0)),
+            top_p=_first(body.top_p, advised.top_p, 1.0),
+            min_p=_first(body.min_p, advised.min_p, 0.0),
+            repetition_penalty=_first(body.repetition_penalty, advised.repetition_penalty, 1.0),
             presence_penalty=body.presence_penalty,
             frequency_penalty=body.frequency_penalty,
             seed=None if seed is None else (seed + i) % 2**64,
             logit_bias=tuple(bias),
             logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
             stop_token_ids=tuple(body.stop_token_ids or ()),
             ignore_eos=body.ignore_eos,
         )
@@ -52,11 +63,23 @@ def sampling_params(
     return tuple(params)
 
 
+def _first(given: _N | None, advised: _N | None, default: _N) -> _N:
+    """Returns the first that there is."""
+    return given if given is not None else default if advised is None else advised
+
+
 def _token(name: str) -> int:
     if not (name.isdecimal() and len(name) <= _MOST_DIGITS):
         text = f"logit_bias has the name {name[:100]!r}, which is no token id"
         raise ApiError(400, text, param="logit_bias", code="invalid_value")
     return int(name)
+
+
+def check_prompt_logprobs(body: GenerationRequest) -> None:
+    """Raises ApiError 400 where a stream is to show them: as in vLLM, only whole answers do."""
+    if body.stream and body.prompt_logprobs is not None:
+        text = "prompt_logprobs are part of whole answers only: leave stream away, or use echo and logprobs"
+        raise ApiError(400, text, param="prompt_logprobs", code="unsupported_parameter")
 
 
 def wanted_grammar(body: GenerationRequest) -> Grammar | None:

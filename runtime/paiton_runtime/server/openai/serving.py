@@ -6,10 +6,13 @@ import hashlib
 import time
 from collections.abc import Sequence
 
+from paiton_artifacts.schema import SamplingDefaults
 from paiton_runtime.server.errors import ApiError
 from paiton_runtime.server.openai.grammar import Grammars
 from paiton_runtime.server.openai.tools.formats import ToolFormat, guess_format
 from paiton_runtime.server.state import Ready, ServerState
+
+NO_ADVICE = SamplingDefaults(None, None, None, None, None)
 
 
 class Serving:
@@ -28,6 +31,7 @@ class Serving:
         tools: how the model writes tool calls.
         telemetry: is told about requests.
         seed: of requests that bring none; None: random ones.
+        sampling_defaults: of requests that leave something open.
     """
 
     def __init__(self, state: ServerState, ready: Ready) -> None:
@@ -50,6 +54,8 @@ class Serving:
         )
         self.telemetry = state.telemetry
         self.seed = state.options.seed
+        takes_bundles = state.options.generation_config == "auto"
+        self.sampling_defaults = ready.manifest.sampling if takes_bundles else NO_ADVICE
 
     def check_model(self, name: str | None) -> None:
         """Raises ApiError 404 unless the model, if one is named, is served."""

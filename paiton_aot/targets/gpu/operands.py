@@ -1,0 +1,103 @@
+"""What weights and programs say about the launches of `linear` and `attention`: constants, and weights by argument."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from paiton_aot.program import Attention, Linear, RopeKvWrite
+from paiton_aot.targets.draft import Reference, Weight
+from paiton_artifacts.errors import UnsupportedShapeError
+from paiton_artifacts.layout import DTYPE_BYTES
+from paiton_artifacts.schema import Tensor
+from paiton_kernels.gpu.linear_tile import scale_stride
+from paiton_kernels.gpu.spec import Constant
+
+Operands = tuple[dict[str, Constant], dict[str, Reference]]
+"""Constants of a kernel, and arguments by name."""
+
+_STORAGE = {"fp8_e4m3fn": "FP8", "int8": "INT8", "bf16": "BF16"}
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """What enters a linear layer: its storage and how it is scaled (constants of `linear`), and its arguments."""
+
+    storage: str  # A: "BF16" or "FP8"
+    scale: str  # A_SCALE
+    references: Mapping[str, Reference]
+
+
+def row_elements(tensor: Tensor) -> int:
+    """Returns the elements from one row of a tensor to the next."""
+    return tensor.row_stride // DTYPE_BYTES[tensor.dtype]
+
+
+def input_scale(weight: Tensor, activations: str) -> str:
+    """Returns how the input of a linear layer is scaled: as the program says where its weights are FP8.
+
+    Weights with a scale for each block want one for each group of activations; `linear` finds those as it loads.
+    """
+    if weight.dtype != "fp8_e4m3fn" or activations == "bf16":
+        return "NONE"
+    if weight.scale_kind == "block":
+        return "GROUP"
+    return {"fp8-static": "TENSOR", "fp8-dynamic": "ROW"}[activations]
+
+
+def weight_operands(op: Linear, tensors: Mapping[str, Tensor]) -> Operands:
+    """Returns what `linear` must know of a layer's weights.
+
+    Raises:
+        UnsupportedShapeError: a grid of scales is not laid out as the kernel reads it.
+    """
+    weight = tensors[op.weight]
+    constants: dict[str, Constant] = {
+        "N": weight.shape[0],
+        "K": weight.shape[1],
+        "ROW_STRIDE": row_elements(weight),
+        "WEIGHT": _STORAGE[weight.dtype],
+    }
+    references: dict[str, Reference] = {"weight": Weight(op.weight)}
+    if weight.scale:
+        references["scale"] = Weight(weight.scale)
+    if weight.scale_kind == "block":
+        grid = tensors[weight.scale]
+        if row_elements(grid) != scale_stride(weight.shape[1]):
+            raise UnsupportedShapeError(
+                f"the rows of {weight.scale} are {row_elements(grid)} elements apart, "
+                f"the kernel reads them {scale_stride(weight.shape[1])} apart",
+                hint="build the bundle anew with this version",
+            )
+        constants["SCALE_ROWS"] = weight.scale_block[0]
+    if op.bias:
+        constants["BIAS"] = 1
+        references["bias"] = Weight(op.bias)
+    if op.softcap:
+        constants["SOFTCAP"] = op.softcap
+    return constants, references
+
+
+def head_norm_operands(op: RopeKvWrite) -> Operands:
+    """Returns what `linear` must know of the norms of heads in front of RoPE; nothing where there are none."""
+    if not op.q_norm:
+        return {}, {}
+    constants: dict[str, Constant] = {"HEAD_NORM": 1}
+    if op.norm_offset:
+        constants["NORM_OFFSET"] = op.norm_offset
+    return constants, {"q_norm": Weight(op.q_norm), "k_norm": Weight(op.k_norm)}
+
+
+def score_constants(op: Attention) -> dict[str, Constant]:
+    """Returns the constants of `attention` that say which scores count, and how."""
+    constants: dict[str, Constant] = {}
+    if op.window:
+        constants["WINDOW"] = op.window
+    if op.softcap:
+        constants["SOFTCAP"] = op.softcap
+    return constants
+
+
+def rope_value(inv_freq: str) -> str:
+    """Returns the name of the table of cosines and sines that is made of these inverse frequencies."""
+    return inv_freq.removesuffix(".inv_freq")

@@ -51,7 +51,7 @@ MODELS = (
     ModelShape("SmolLM2-135M", 576, 1536, 9, 3, 64, 49152, "bf16"),
     ModelShape("SmolLM2-135M", 576, 1536, 9, 3, 64, 49152, "fp8-dynamic"),
     ModelShape("Llama-3.1-8B", 4096, 14336, 32, 8, 128, 128256, "fp8-dynamic"),
-    ModelShape("Llama-3.1-405B tp 8", 16384, 6656, 16, 1, 128, 16032, "fp8-static", kv="FP8", ranks=8),
+    ModelShape("Llama-3.1-405B tp 8", 16384, 6656, 16, 1, 128, 16064, "fp8-static", kv="FP8", ranks=8),
 )
 """Models with FP8 weights, in every activation mode."""
 

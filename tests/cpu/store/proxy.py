@@ -79,6 +79,10 @@ class Proxy:
     def requests(self, path: str, method: str = "GET") -> list[Passed]:
         """Returns the requests of a method whose path contains something, once all that have begun are over."""
         self._settle()
+        return self.so_far(path, method)
+
+    def so_far(self, path: str, method: str = "GET") -> list[Passed]:
+        """Returns those of `requests` that are over by now."""
         return [one for one in self.passed if path in one.path and one.method == method]
 
     def forget(self) -> None:

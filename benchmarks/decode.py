@@ -1,69 +1,58 @@
-"""Decode: one stream, 128 tokens in and 128 out, beside transformers in bf16 with its KV cache and as many threads.
+"""Decode: tokens per second of one stream and of batches, beside llama.cpp in Q8_0 and transformers in bf16.
 
-Each side runs in a process of its own, alternately, so that noise falls on both.
+Each contender runs in a process of its own, alternately. Every round also reads as many bytes as a step of ours reads
+weights, again and again: what it reaches is the limit that the share of one stream refers to.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from benchmarks.common import ROOT, parser, save, smollm2_bundle, smollm2_hf, summary
+from benchmarks.common import WORK, parser, save, smollm2_bundle, smollm2_hf, summary
+from benchmarks.comparison import OURS, Comparison, Numbers, compare, print_medians
+from benchmarks.cpu_kernels import compile_driver, read_bandwidth
+from benchmarks.peers import add_peer_options, install, llama_model, releases
+from benchmarks.throughput import Decode, Work, llama, paiton, paiton_engine, transformers
+from paiton_artifacts.reader import open_bundle
 
-TOKENS_IN = 128
-TOKENS_OUT = 128
-TEXT = ROOT / "tests" / "data" / "alice.txt"
-
-
-def ours(bundle: Path, threads: int) -> dict[str, float]:
-    """Returns tokens per second of prefill and decode as `paiton-run generate` reports them."""
-    from tokenizers import Tokenizer  # noqa: PLC0415
-
-    tokenizer = Tokenizer.from_file(str(bundle / "tokenizer" / "tokenizer.json"))
-    ids = tokenizer.encode(TEXT.read_text(), add_special_tokens=False).ids[:TOKENS_IN]
-    command = [sys.executable, "-m", "paiton_runtime.cli", "generate", str(bundle), tokenizer.decode(ids), "--json"]
-    command += ["--max-tokens", str(TOKENS_OUT), "--ignore-eos", "--threads", str(threads)]
-    done = subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
-    result = json.loads(done.stdout)
-    if len(result["token_ids"]) != TOKENS_OUT:
-        raise SystemExit(f"{len(result['token_ids'])} tokens came out, not {TOKENS_OUT}")
-    return {"prefill": result["prefill_tokens_per_second"], "decode": result["decode_tokens_per_second"]}
+DECODES = (Decode(1, 128, 128), Decode(8, 64, 64), Decode(32, 64, 32))
+READING = "reading"
 
 
-def transformers_once(model_dir: str, threads: int) -> None:
-    """Runs in the peer's process: prints its tokens per second."""
-    import torch  # noqa: PLC0415
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
-
-    torch.set_num_threads(threads)
-    tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.bfloat16).eval()
-    ids = tokenizer(TEXT.read_text(), add_special_tokens=False, return_tensors="pt").input_ids[:, :TOKENS_IN]
-    with torch.inference_mode():
-        model(ids[:, :8])  # first use builds oneDNN's kernels
-        start = time.perf_counter()
-        out = model(ids, use_cache=True)
-        prefill = time.perf_counter() - start
-        cache, token = out.past_key_values, out.logits[:, -1:].argmax(-1)
-        start = time.perf_counter()
-        for _ in range(TOKENS_OUT - 1):
-            out = model(token, past_key_values=cache, use_cache=True)
-            token = out.logits[:, -1:].argmax(-1)
-        decode = time.perf_counter() - start
-    print(json.dumps({"prefill": TOKENS_IN / prefill, "decode": (TOKENS_OUT - 1) / decode}))
+def bytes_per_step(bundle: Path) -> int:
+    """Returns the bytes of weights that a step reads: all tensors, but of an untied embedding only single rows."""
+    tensors = open_bundle(bundle).manifest.tensors
+    head = any(tensor.name == "lm_head" for tensor in tensors)
+    return sum(tensor.size for tensor in tensors if not (head and tensor.name == "embed_tokens"))
 
 
-def peer(model_dir: Path, threads: int) -> dict[str, float]:
-    """Returns transformers' tokens per second, from a process of its own."""
-    code = f"from benchmarks.decode import transformers_once as t; t({str(model_dir)!r}, {threads})"
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT, env=environment)
-    speeds: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return speeds
+def llama_bytes_per_step(directory: Path) -> int:
+    """Returns the same of llama.cpp's model, whose embedding is its head."""
+    from gguf import GGUFReader  # noqa: PLC0415  (takes a while to import)
+
+    return sum(int(tensor.n_bytes) for tensor in GGUFReader(llama_model(directory)).tensors)
+
+
+def shares(found: Comparison, sizes: dict[str, int], limits: list[float]) -> dict[str, dict[str, float]]:
+    """Returns the share of its round's read bandwidth that one stream of each contender reaches.
+
+    Args:
+        found: rates by round.
+        sizes: bytes of weights a step, of each contender.
+        limits: gigabytes per second, one a round.
+    """
+    return {
+        name: summary(
+            [
+                sample[DECODES[0].name] * size / 1e9 / limit
+                for sample, limit in zip(found.samples[name], limits, strict=True)
+            ]
+        )
+        for name, size in sizes.items()
+        if name in found.samples
+    }
 
 
 def main() -> None:
@@ -71,19 +60,46 @@ def main() -> None:
     args = parser(__doc__ or "")
     args.add_argument("--runs", type=int, default=5)
     args.add_argument("--threads", type=int, default=2)
-    args.add_argument("--lm-head", default="bf16")
+    args.add_argument("--lm-head", default="int8", help="of ours; llama.cpp's has 8 bits, too")
+    args.add_argument("--bundle", type=Path, help="built before; else one is built")
+    args.add_argument("--engine", action="store_true", help="also ours through its scheduler, as the server runs it")
+    args.add_argument("--without", nargs="+", default=[], choices=["llama.cpp", "transformers"], help="peers left out")
+    add_peer_options(args)
     options = args.parse_args()
-    bundle, model_dir = smollm2_bundle("--lm-head", options.lm_head), smollm2_hf()
-    runs = [(ours(bundle, options.threads), peer(model_dir, options.threads)) for _ in range(options.runs)]
-    report = {
-        f"{what}_tokens_per_second": {
-            "paiton": summary([mine[what] for mine, _ in runs]),
-            "transformers_bf16": summary([theirs[what] for _, theirs in runs]),
-            "ratio": summary([mine[what] / theirs[what] for mine, theirs in runs]),
-        }
-        for what in ("decode", "prefill")
+    if options.install_peers:
+        install(options.peers, ["llama"])
+    bundle = options.bundle or smollm2_bundle("--lm-head", options.lm_head)
+    work = Work(options.threads, decodes=DECODES)
+    size, driver = bytes_per_step(bundle), compile_driver(WORK)
+    contenders: dict[str, Callable[[], Numbers]] = {
+        OURS: lambda: paiton(bundle, work),
+        "llama.cpp": lambda: llama(options.peers, work),
+        "transformers": lambda: transformers(smollm2_hf(), work),
+        READING: lambda: {"gigabytes_per_second": read_bandwidth(driver, size, options.threads)},
     }
-    save("decode", {"threads": options.threads, "lm_head": options.lm_head, **report})
+    if options.engine:
+        contenders["paiton, engine"] = lambda: paiton_engine(bundle, work)
+    found = compare({name: run for name, run in contenders.items() if name not in options.without}, options.runs)
+    sizes = {OURS: size}
+    if "llama.cpp" in found.samples:
+        sizes["llama.cpp"] = llama_bytes_per_step(options.peers)
+    limits = [sample["gigabytes_per_second"] for sample in found.samples.pop(READING)]
+    report: dict[str, Any] = {
+        "threads": options.threads,
+        "versions": releases(options.peers),
+        "lm_head": open_bundle(bundle).manifest.model.lm_head,
+        "tokens": {decode.name: [decode.tokens_in, decode.tokens_out] for decode in DECODES},
+        "tokens_per_second": found.as_json(),
+        "read_limit": {
+            "gigabytes_per_second": summary(limits),
+            "bytes_per_step": sizes,
+            "share": shares(found, sizes, limits),
+        },
+    }
+    save("decode", report)
+    print_medians(found)
+    for name, share in report["read_limit"]["share"].items():
+        print(f"{name}, one stream: {share['median']:.0%} of the read bandwidth")
 
 
 if __name__ == "__main__":

@@ -17,9 +17,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import ROOT, WORK, parser, save, smollm2_bundle, summary
+from benchmarks.common import ROOT, WORK, our_environment, parser, save, smollm2_bundle, summary
 from benchmarks.null_driver import build_null_driver, environment_of
-from benchmarks.startup import environment
 from benchmarks.synthetic_plans import WORKLOADS
 from paiton_artifacts.kernel_table import Kernel
 from paiton_artifacts.reader import open_bundle
@@ -31,7 +30,7 @@ LIMITS = {"large": 1.0, "small": 0.05, "first graph": 0.25}
 
 def run_child(what: str, library: Path, kernels: Iterable[Kernel], devices: int, runs: int) -> list[dict[str, Any]]:
     """Returns what the child process reported in each run, with the moment of its start; one more run warms up."""
-    variables = environment() | environment_of(library, kernels, devices)
+    variables = our_environment() | environment_of(library, kernels, devices)
     command = [sys.executable, "-m", "benchmarks.graphs_child", what]
     reports = []
     for _ in range(runs + 1):

@@ -1,7 +1,7 @@
-"""Serving over HTTP, beside llama.cpp's server and vLLM's CPU build: one client, one run, servers in turn over rounds.
+"""Serving over HTTP, beside llama.cpp's server and vLLM's CPU build: one client, servers in turn over several runs.
 
-A round starts each server once, at the first of them in another order, and runs every scenario there. Reported are
-medians over rounds. A scenario that other work on the machine disturbed is run again.
+A run starts each server once, every time in another order, and runs every scenario there. The table has means over
+runs, as is usual for it; everything else medians. A scenario that other work on the machine disturbed is run again.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ import uvloop
 
 from benchmarks import serve_scenarios
 from benchmarks.common import WORK, parser, save, smollm2_bundle, smollm2_hf
+from benchmarks.peers import PeerError, add_peer_options, install, vllm_program
 from benchmarks.serve_client import Client
-from benchmarks.serve_report import Samples, medians, print_table, ratios, targets
+from benchmarks.serve_report import Samples, means, medians, print_means, ratios, targets
 from benchmarks.serve_scenarios import QUICK, Numbers, Prompts, Sizes
-from benchmarks.serve_servers import PEERS, Running, Server, install, llama, paiton, vllm, vllm_program
+from benchmarks.serve_servers import Running, Server, llama, paiton, vllm
 from benchmarks.serve_watch import CPUS, Watch, scrape, wait_until_quiet
 
 SCENARIOS: dict[str, Callable[[Client, Prompts, Sizes, str], Awaitable[Numbers]]] = {
@@ -151,21 +152,26 @@ def vllm_bench(options: argparse.Namespace, bundle: Path) -> dict[str, Any]:
     }
 
 
-def servers(options: argparse.Namespace, bundle: Path) -> list[Server]:
-    """Returns the servers that were asked for."""
+def servers(options: argparse.Namespace, bundle: Path) -> tuple[list[Server], dict[str, str]]:
+    """Returns the servers that were asked for, and why some of them are absent."""
     makers: dict[str, Callable[[], Server]] = {
         "paiton": lambda: paiton(bundle, options.threads),
         "llama": lambda: llama(options.peers, options.threads),
         "vllm": lambda: vllm(options.peers, options.threads),
     }
-    return [makers[name]() for name in options.servers]
+    found, absent = [], {}
+    for name in options.servers:
+        try:
+            found.append(makers[name]())
+        except PeerError as error:
+            absent[name] = str(error)
+    return found, absent
 
 
-async def run(options: argparse.Namespace, bundle: Path) -> Bench:
-    """Runs all rounds."""
+async def run(options: argparse.Namespace, bundle: Path, contenders: list[Server]) -> Bench:
+    """Makes all runs."""
     bench = Bench(options, Prompts(bundle / "tokenizer" / "tokenizer.json"))
-    contenders = servers(options, bundle)
-    for number in range(options.rounds):
+    for number in range(options.runs):
         shift = number % len(contenders)
         for server in contenders[shift:] + contenders[:shift]:
             if set(options.scenarios) & set(SCENARIOS):
@@ -180,16 +186,13 @@ def arguments() -> argparse.Namespace:
     args = parser(__doc__ or "")
     args.add_argument("--servers", nargs="+", default=["paiton", "llama", "vllm"], choices=["paiton", "llama", "vllm"])
     args.add_argument("--scenarios", nargs="+", default=["start", *SCENARIOS], choices=["start", *SCENARIOS])
-    args.add_argument("--rounds", type=int, default=3)
+    args.add_argument("--runs", type=int, default=10, help="three of `--scenarios load` take ten minutes")
     args.add_argument(
-        "--starts", type=int, default=3, help="additional starts a round; vLLM's take minutes, so it has none"
+        "--starts", type=int, default=3, help="additional starts a run; vLLM's take minutes, so it has none"
     )
     args.add_argument("--threads", type=int, default=2, help="of every server")
     args.add_argument("--bundle", type=Path, help="built before; else one is built")
-    args.add_argument(
-        "--peers", type=Path, default=PEERS, help="virtual environments `llama` and `vllm`; PAITON_BENCH_PEERS"
-    )
-    args.add_argument("--install", action="store_true", help="make those virtual environments first")
+    add_peer_options(args)
     args.add_argument(
         "--vllm-bench", type=int, default=0, metavar="REQUESTS", help="run only `vllm bench serve`, on ours"
     )
@@ -198,7 +201,7 @@ def arguments() -> argparse.Namespace:
     args.add_argument("--quick", action="store_true", help="a few short requests, to see that everything works")
     options = args.parse_args()
     if options.quick:
-        options.rounds, options.starts, options.patience, options.disturbance = 1, 1, 0.0, 1.0
+        options.runs, options.starts, options.patience, options.disturbance = 1, 1, 0.0, 1.0
     return options
 
 
@@ -206,22 +209,24 @@ def main() -> None:
     """Measures and reports."""
     options = arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no server outlives its benchmark
-    if options.install:
+    if options.install_peers:
         install(options.peers, [name for name in options.servers if name != "paiton"])
     bundle = options.bundle or smollm2_bundle()
     if options.vllm_bench:
         save("serve_vllm_bench", vllm_bench(options, bundle))
         return
-    bench = uvloop.run(run(options, bundle))
-    what = {server.name: server.what for server in servers(options, bundle)}
+    contenders, absent = servers(options, bundle)
+    bench = uvloop.run(run(options, bundle, contenders))
+    what = {server.name: server.what for server in contenders}
     middle = medians(bench.samples)
-    report = {"threads": options.threads, "rounds": options.rounds, "servers": what, "targets": targets(middle)}
-    report |= {"medians": middle, "ratios": ratios(middle), "samples": bench.samples}
+    report = {"threads": options.threads, "runs": options.runs, "servers": what, "absent": absent}
+    report |= {"targets": targets(middle), "means": means(bench.samples), "medians": middle, "ratios": ratios(middle)}
+    report["samples"] = bench.samples
     if options.quick:
         print(json.dumps(report, indent=2))
     else:
         save("serve", report)
-    print_table(middle)
+    print_means(bench.samples, absent)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from benchmarks.comparison import print_table
 from benchmarks.serve_scenarios import Numbers
 
 Samples = dict[str, dict[str, list[Numbers]]]
@@ -41,10 +43,19 @@ def targets(middle: Medians) -> list[dict[str, Any]]:
 
 
 def medians(samples: Samples) -> Medians:
-    """Returns the median over rounds of every number."""
+    """Returns the median over runs of every number."""
+    return _over_runs(samples, statistics.median)
+
+
+def means(samples: Samples) -> Medians:
+    """Returns the mean over runs of every number."""
+    return _over_runs(samples, statistics.fmean)
+
+
+def _over_runs(samples: Samples, reduce: Callable[[Iterable[float]], float]) -> Medians:
     return {
         server: {
-            scenario: {name: statistics.median(run[name] for run in runs if name in run) for name in runs[0]}
+            scenario: {name: reduce(run[name] for run in runs if name in run) for name in runs[0]}
             for scenario, runs in scenarios.items()
         }
         for server, scenarios in samples.items()
@@ -69,23 +80,32 @@ def ratios(middle: Medians) -> Medians:
     }
 
 
-def print_table(middle: Medians) -> None:
-    """Prints what is published of servers: throughputs, and means of latencies in milliseconds."""
-    throughputs = {
-        "request/s": "requests_per_second",
-        "output tok/s": "output_tokens_per_second",
-        "total tok/s": "total_tokens_per_second",
-    }
-    latencies = {
-        "TTFT cold": "ttft_cold_mean",
-        "TTFT": "ttft_steady_mean",
-        "E2EL": "e2el_mean",
-        "ITL": "itl_mean",
-        "ITL p99": "itl_p99",
-    }
-    print("".join(f"{title:>13}" for title in ("server", *throughputs, *latencies)))
-    for server, scenarios in middle.items():
+THROUGHPUTS = {
+    "request/s": "requests_per_second",
+    "output tok/s": "output_tokens_per_second",
+    "total tok/s": "total_tokens_per_second",
+}
+LATENCIES = {
+    "TTFT cold ms": "ttft_cold_mean",
+    "TTFT ms": "ttft_steady_mean",
+    "E2EL ms": "e2el_mean",
+    "ITL ms": "itl_mean",
+    "ITL p99 ms": "itl_p99",
+}
+
+
+def serving_table(average: Medians) -> tuple[list[str], list[list[str]]]:
+    """Returns heading and rows of what is published of servers: throughputs, and means of latencies in milliseconds."""
+    rows = []
+    for server, scenarios in average.items():
         if load := scenarios.get("load"):
-            cells = [f"{load[name]:.2f}" for name in throughputs.values()]
-            cells += [f"{load[name] * 1e3:.0f}" for name in latencies.values()]
-            print("".join(f"{cell:>13}" for cell in (server, *cells)))
+            cells = [f"{load[name]:.2f}" for name in THROUGHPUTS.values()]
+            rows.append([server, *cells, *(f"{load[name] * 1e3:.0f}" for name in LATENCIES.values())])
+    return ["server", *THROUGHPUTS, *LATENCIES], rows
+
+
+def print_means(samples: Samples, absent: Mapping[str, str]) -> None:
+    """Prints the table, of means over runs."""
+    print_table(*serving_table(means(samples)))
+    for server, reason in absent.items():
+        print(f"{server}: absent, {reason}")

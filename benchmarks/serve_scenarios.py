@@ -111,10 +111,10 @@ async def load(client: Client, prompts: Prompts, sizes: Sizes, seed: str) -> Num
         "requests_per_second": len(completions) / seconds,
         "output_tokens_per_second": generated / seconds,
         "total_tokens_per_second": (generated + sum(c.prompt_tokens for c in completions)) / seconds,
-        **_distribution("ttft_cold", [completion.first for completion in cold]),
-        **_distribution("ttft_steady", [completion.first for completion in steady]),
-        **_distribution("e2el", [completion.whole for completion in completions]),
-        **_distribution("itl", gaps),
+        **distribution("ttft_cold", [completion.first for completion in cold]),
+        **distribution("ttft_steady", [completion.first for completion in steady]),
+        **distribution("e2el", [completion.whole for completion in completions]),
+        **distribution("itl", gaps),
         "tokens_per_event": generated / sum(len(completion.token_times) for completion in completions),
     }
 
@@ -135,9 +135,9 @@ async def arrivals(client: Client, prompts: Prompts, sizes: Sizes, seed: str) ->
 
     completions = await asyncio.gather(*(one(when, text) for when, text in zip(times, texts, strict=True)))
     return {
-        **_distribution("ttft", [completion.first for completion in completions]),
-        **_distribution("itl", [gap for completion in completions for gap in completion.gaps]),
-        **_distribution("e2el", [completion.whole for completion in completions]),
+        **distribution("ttft", [completion.first for completion in completions]),
+        **distribution("itl", [gap for completion in completions for gap in completion.gaps]),
+        **distribution("e2el", [completion.whole for completion in completions]),
     }
 
 
@@ -151,8 +151,8 @@ async def prefix(client: Client, prompts: Prompts, sizes: Sizes, seed: str) -> N
         cached.append(repeated.cached_tokens)
     ratio = statistics.median(second / first for first, second in zip(cold, again, strict=True))
     return {
-        **_distribution("ttft_cold", cold),
-        **_distribution("ttft_repeated", again),
+        **distribution("ttft_cold", cold),
+        **distribution("ttft_repeated", again),
         "repeated_over_cold": ratio,
         "cached_tokens": statistics.mean(cached),
     }
@@ -182,10 +182,16 @@ async def invariance(client: Client, prompts: Prompts, sizes: Sizes, seed: str) 
     }
 
 
-def _distribution(name: str, samples: Sequence[float]) -> Numbers:
-    """Returns mean, median and 99th percentile of seconds."""
+PERCENTILES = (0, 5, 10, 25, 50, 75, 90, 95, 99, 100)
+
+
+def distribution(name: str, samples: Sequence[float]) -> Numbers:
+    """Returns the mean of seconds, and percentiles of them."""
     ordered = sorted(samples) or [float("nan")]
-    at = 0.99 * (len(ordered) - 1)
-    low = int(at)
-    p99 = ordered[low] + (at - low) * (ordered[min(low + 1, len(ordered) - 1)] - ordered[low])
-    return {f"{name}_mean": statistics.fmean(ordered), f"{name}_p50": statistics.median(ordered), f"{name}_p99": p99}
+
+    def percentile(share: int) -> float:
+        at = share / 100 * (len(ordered) - 1)
+        low = int(at)
+        return ordered[low] + (at - low) * (ordered[min(low + 1, len(ordered) - 1)] - ordered[low])
+
+    return {f"{name}_mean": statistics.fmean(ordered)} | {f"{name}_p{p}": percentile(p) for p in PERCENTILES}

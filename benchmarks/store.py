@@ -239,19 +239,13 @@ def main() -> None:
     args = arguments.parse_args()
     WORK.mkdir(parents=True, exist_ok=True)
     rate = args.megabytes_per_second
-    with tempfile.TemporaryDirectory(dir=WORK) as folder:
-        server = Weed(Path(folder))
-        try:
-            server.start()
-            with link(server.port, rate * 1e6 if rate else None) as port:
-                os.environ.update(server.environment(f"http://127.0.0.1:{port}"))
-                result = {
-                    "link_megabytes_per_second": rate,
-                    "transfers": transfers(server, args),
-                    "boots": boots(args),
-                }
-        finally:
-            server.kill()
+    with (
+        tempfile.TemporaryDirectory(dir=WORK) as folder,
+        Weed(Path(folder)) as server,
+        link(server.port, rate * 1e6 if rate else None) as port,
+    ):
+        os.environ.update(server.environment(f"http://127.0.0.1:{port}"))
+        result = {"link_megabytes_per_second": rate, "transfers": transfers(server, args), "boots": boots(args)}
     save("store" if rate is None else "store_link", result)
 
 

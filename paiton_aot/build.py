@@ -24,11 +24,10 @@ from paiton_aot.identity.inputs import Inputs, identify
 from paiton_aot.lower import Lowered, lower
 from paiton_aot.options import CPU, BuildOptions
 from paiton_aot.progress import Progress
-from paiton_aot.templates import check_template
 from paiton_artifacts.kernel_table import encode_kernel_table
 from paiton_artifacts.layout import FORMAT_MINOR, PROVENANCE_NAME, RUNTIME_ABI, SBOM_NAME
 from paiton_artifacts.plan import Plan, encode_plan
-from paiton_artifacts.schema import Blob, CodeObject, Manifest, PlanFile, SpecialToken, Tokenizer
+from paiton_artifacts.schema import Blob, CodeObject, HubSource, Manifest, PlanFile, SpecialToken, Tokenizer
 from paiton_artifacts.writer import BundleWriter
 from paiton_kernels.cpu.compile import COMPILER, LEVELS, compile_level
 
@@ -91,6 +90,7 @@ def build(
         checkpoint = stack.enter_context(open_checkpoint(model))
         lowered = lower(checkpoint, options)
         check_tensors(checkpoint, lowered)
+        tell_left_out(checkpoint, progress)
         tokenizer = checkpoint.tokenizer()
         lowering = time.perf_counter() - started
         # After what is cheap to refuse: this reads the weights, once.
@@ -116,6 +116,13 @@ def _write_manifest(writer: BundleWriter, manifest: Manifest, key: BuildKey, opt
     digest = writer.write_manifest(manifest).sha256
     writer.add_file(SBOM_NAME, sbom(key, manifest, digest))
     writer.add_file(PROVENANCE_NAME, provenance(key, digest, origin=options.origin, commit=options.commit))
+
+
+def tell_left_out(checkpoint: Checkpoint, progress: Progress) -> None:
+    """Says that a multimodal checkpoint's other models do not become part of the bundle."""
+    if checkpoint.left_out:
+        text = f"{checkpoint.name}: only the text model is built, {checkpoint.left_out} tensors of others are left out"
+        progress.event("left-out", text, tensors=checkpoint.left_out)
 
 
 def check_tensors(checkpoint: Checkpoint, lowered: Lowered) -> None:
@@ -157,13 +164,14 @@ def _write(
         runtime_abi=RUNTIME_ABI,
         generator=f"paiton-aot {paiton_aot.__version__}",
         model=lowered.facts,
+        source=HubSource(options.hub_model, options.commit) if options.commit else None,
         tp=options.tp,
         blobs=blobs,
         tensors=tuple(lowered.tensors),
         memory=(lowered.cpu.memory, *(memory for gpu in result.gpus for memory in gpu.memory)),
         code_objects=code,
         plans=plans,
-        tokenizer=_write_tokenizer(writer, tokenizer, progress),
+        tokenizer=_write_tokenizer(writer, tokenizer, options, result.key, progress),
         sampling=checkpoint.sampling(),
         goldens=(),
     )
@@ -254,9 +262,15 @@ def _write_plan(writer: BundleWriter, plan: Plan) -> PlanFile:
     return PlanFile(plan.target, plan.profile, plan.family, plan.tokens, plan.requests, entry)
 
 
-def _write_tokenizer(writer: BundleWriter, files: TokenizerFiles, progress: Progress) -> Tokenizer:
+def _write_tokenizer(
+    writer: BundleWriter, files: TokenizerFiles, options: BuildOptions, key: BuildKey, progress: Progress
+) -> Tokenizer:
+    from paiton_aot.encoder import cached_encoder  # noqa: PLC0415  (numpy and tokenizers; the command line starts here)
+
     template, check = None, None
     if files.chat_template is not None:
+        from paiton_aot.templates import check_template  # noqa: PLC0415  (jinja2 takes 25 ms; the command line starts here)
+
         template = writer.add_file("tokenizer/chat_template.jinja", files.chat_template.encode())
         check = check_template(files.chat_template, files.special_tokens)
         if check.differing:
@@ -267,7 +281,11 @@ def _write_tokenizer(writer: BundleWriter, files: TokenizerFiles, progress: Prog
             progress.event("template", f"{text} than transformers does: {names}", differing=list(check.differing))
     special = tuple(SpecialToken(name, text) for name, text in sorted(files.special_tokens.items()))
     entry = writer.add_file("tokenizer/tokenizer.json", files.tokenizer_json)
-    return Tokenizer(entry, template, files.add_bos, special, check)
+    made, refusal = cached_encoder(files.tokenizer_json, key, options.cache_dir)
+    if made is None:
+        progress.event("encoder", f"no encoder file, which would make the start faster: {refusal}", refusal=refusal)
+    encoder = None if made is None else writer.add_file("tokenizer/encoder.bin", made)
+    return Tokenizer(entry, encoder, refusal, template, files.add_bos, special, check)
 
 
 def kernel_symbols(lowered: Lowered) -> Sequence[str]:

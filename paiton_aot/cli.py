@@ -74,7 +74,8 @@ def _run(argv: list[str]) -> int:
     locate = _with_extra("build", lambda: importlib.import_module("paiton_aot.sources.locate"))
     with locate.located(args.model, progress) as model:
         args.model = model.path
-        return _act(args, replace(options, origin=model.origin, commit=model.commit), progress, planning=planning)
+        options = replace(options, origin=model.origin, hub_model=model.hub_model, commit=model.commit)
+        return _act(args, options, progress, planning=planning)
 
 
 def _act(args: argparse.Namespace, options: BuildOptions, progress: Any, *, planning: bool) -> int:  # noqa: ANN401 (needs an extra)

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from paiton_aot.eval_measure import Measured, measure, windows
-from paiton_artifacts.command_line import CommandParser
+from paiton_aot.progress import Progress
+from paiton_artifacts.command_line import CommandParser, read_text
 from paiton_artifacts.errors import QualityError, UsageError
 from paiton_artifacts.reader import Bundle, open_bundle
 from paiton_runtime.boot import BootOptions, boot_bundle
@@ -23,6 +24,7 @@ DEFAULT_WINDOW = 512
 _EPILOG = """examples:
   paiton-build eval smollm2.bundle --text wiki.txt
   paiton-build eval smollm2.bundle --text wiki.txt --checkpoint SmolLM2-135M-Instruct.gguf --max-kl 0.02
+  paiton-build eval smollm2.bundle --text wiki.txt --checkpoint HuggingFaceTB/SmolLM2-135M-Instruct@main
 
 exit codes: 0 done, 2 usage, 3 unsupported, 4 the bundle is worse than --max-perplexity or --max-kl allow, or damaged"""
 
@@ -30,7 +32,7 @@ exit codes: 0 done, 2 usage, 3 unsupported, 4 the bundle is worse than --max-per
 def eval_command(argv: Sequence[str]) -> int:
     """Runs the command with the arguments that follow its name."""
     args = _parser().parse_args(argv)
-    text = _read(args.text)
+    text = read_text(args.text, "--text")
     bundle = open_bundle(args.bundle)
     codec = TextCodec(bundle)
     ids = codec.encode(text, add_special_tokens=False)[: args.tokens]
@@ -39,9 +41,9 @@ def eval_command(argv: Sequence[str]) -> int:
         raise UsageError(f"{args.text} has {len(ids)} tokens, too few to rate one", hint="give a longer text")
     source = None
     if args.checkpoint is not None:
-        from paiton_aot.eval_source import TransformersSource  # noqa: PLC0415  (torch: seconds, and not always there)
+        from paiton_aot.eval_source import open_source  # noqa: PLC0415  (torch: seconds, and not always there)
 
-        source = TransformersSource(args.checkpoint)
+        source = open_source(args.checkpoint, Progress(enabled=True))
     started = time.perf_counter()
     options = BootOptions(target=args.target, kv_tokens=window, golden_check=False)
     with boot_bundle(bundle, options, Ledger()) as model:
@@ -66,7 +68,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--text", type=Path, required=True, metavar="FILE", help="UTF-8 text to rate")
     parser.add_argument(
         "--checkpoint",
-        type=Path,
         metavar="MODEL",
         help="what the bundle was built from: transformers computes it in float32 (needs the extra `dev`)",
     )
@@ -90,15 +91,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     return parser
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}", hint="--text names a readable file") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8", hint="convert it first") from error
 
 
 def _window(wanted: int | None, bundle: Bundle, prefix: int) -> int:

@@ -11,7 +11,25 @@ from typing import Any
 import numpy as np
 
 from paiton_aot.eval_measure import Logits
+from paiton_aot.progress import Progress
+from paiton_aot.sources.locate import located
+from paiton_aot.sources.view import copy_here
 from paiton_artifacts.errors import CheckpointNotFoundError, UnsupportedQuantizationError, UsageError
+
+
+def open_source(text: str, progress: Progress) -> TransformersSource:
+    """Returns the checkpoint that a text names, as for a build; that of a URL is copied to a temporary directory first.
+
+    Args:
+        text: a path, a URL, or the id of a model on the Hugging Face hub.
+        progress: where to tell how it gets on.
+
+    Raises:
+        PaitonError: as `located`, `copy_here` and `TransformersSource`.
+    """
+    with located(text, progress) as model:
+        copy_here(model.path, progress)
+        return TransformersSource(model.path)
 
 
 class TransformersSource:

@@ -16,9 +16,9 @@ from tokenizers import Tokenizer
 from paiton_artifacts.reader import open_bundle
 from paiton_artifacts.schema import Golden, GoldenLogit, GoldenStep
 from paiton_runtime.boot import BootOptions, boot
-from paiton_runtime.goldens import check_golden
+from paiton_runtime.goldens import check_golden, feed
 from paiton_runtime.levels import cpu_flags, runnable_levels
-from paiton_runtime.model import Chunk, Model
+from paiton_runtime.model import Model
 
 REFERENCE_LEVEL = "generic"
 TOP = 8
@@ -88,7 +88,7 @@ def _record(model: Model, prompt: Sequence[int], plan: GoldenPlan, tolerance: fl
     spread = 0.0
     tokens, start = list(prompt), 0
     for _ in range(plan.steps):
-        result = model.step([Chunk(tokens, start, list(blocks))])
+        result = feed(model, tokens, start, blocks)
         logits = np.frombuffer(result.logits(0), np.float32)
         spread = max(spread, float(logits.std()))
         best = np.argsort(-logits, kind="stable")[:TOP]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from paiton_aot.blob_layout import blob_size, lay_out
-from paiton_aot.checkpoint.base import Checkpoint
+from paiton_aot.checkpoint.base import Checkpoint, ModelConfig
 from paiton_aot.models import architecture_of
 from paiton_aot.models.frequencies import scaling_name
 from paiton_aot.models.storage import Storage
@@ -16,8 +16,7 @@ from paiton_aot.scales import with_scales
 from paiton_aot.targets.cpu.plans import MAX_TOKENS, CpuPlans, make_plans
 from paiton_aot.targets.shape import Shape
 from paiton_aot.weights import WeightSpec, check_tp
-from paiton_artifacts.errors import UsageError
-from paiton_artifacts.schema import ModelFacts, Rope, Tensor
+from paiton_artifacts.schema import ExpertFacts, ModelFacts, Rope, Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,23 +54,18 @@ def lower(checkpoint: Checkpoint, options: BuildOptions) -> Lowered:
 
 def _facts(checkpoint: Checkpoint, storage: Storage, options: BuildOptions) -> ModelFacts:
     config = checkpoint.config
-    longest = config.max_position
-    wanted = longest if options.max_model_len is None else options.max_model_len
-    if not 0 < wanted <= longest:
-        raise UsageError(
-            f"--max-model-len {wanted} is outside the context of {checkpoint.name}", hint=f"use 1 to {longest}"
-        )
     return ModelFacts(
         name=options.name or checkpoint.title,
         architecture=config.architecture,
         layers=config.layers,
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
+        experts=_expert_facts(config),
         attention_heads=config.attention_heads,
         kv_heads=config.kv_heads,
         head_dim=config.head_dim,
         vocab_size=config.vocab_size,
-        max_model_len=wanted,
+        max_model_len=storage.context,
         rms_norm_eps=config.rms_norm_eps,
         rope=Rope(config.rope_theta, scaling_name(config.rope_scaling)),
         tied_embeddings=config.tied_embeddings,
@@ -82,3 +76,10 @@ def _facts(checkpoint: Checkpoint, storage: Storage, options: BuildOptions) -> M
         activations=storage.activations,
         kv_cache=storage.kv_cache,
     )
+
+
+def _expert_facts(config: ModelConfig) -> ExpertFacts | None:
+    if config.experts is None:
+        return None
+    layers = config.layers - len(config.experts.dense_layers)
+    return ExpertFacts(layers, config.experts.count, config.experts.per_token, config.experts.intermediate_size)

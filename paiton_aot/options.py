@@ -32,7 +32,8 @@ class BuildOptions:
         name: model name to record. Default: what the checkpoint's metadata says.
         cache_dir: where compiled kernels are kept.
         origin: URL that the checkpoint came from, empty for a path; provenance records it.
-        commit: of a model on the Hugging Face hub, likewise.
+        hub_model: where the checkpoint came from the Hugging Face hub, its ORG/NAME there; the manifest records it.
+        commit: that its files are of, likewise.
     """
 
     targets: tuple[str, ...] = ()
@@ -50,4 +51,5 @@ class BuildOptions:
     name: str | None = None
     cache_dir: Path = field(default_factory=user_cache_dir)
     origin: str = ""
+    hub_model: str = ""
     commit: str = ""

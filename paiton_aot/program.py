@@ -104,6 +104,46 @@ class GatedMul(Op):
 
 
 @dataclass(frozen=True, slots=True)
+class Route(Op):
+    """Chooses the experts of every token: probabilities = softmax over experts of x @ weight.T, in f32.
+
+    out[t] = the `top_k` largest probabilities and their experts, the largest first, of equal ones the lower expert;
+    with `normalise`, they are divided by their sum. Every rank chooses the same.
+    """
+
+    x: str
+    weight: str
+    out: str
+    experts: int
+    top_k: int
+    normalise: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertLinear(Op):
+    """out[t, j] = x[t] (or x[t, j]) @ W.T, W being the rows of `weight` that belong to the j-th expert of token t.
+
+    `weight` holds the matrices of all experts below one another. Ranks share each expert's matrix as they share a
+    `Linear`'s.
+    """
+
+    x: str
+    routes: str
+    weight: str
+    out: str
+    experts: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertSum(Op):
+    """out[t] = sum over j of probability[t, j] * x[t, j], in the order of j."""
+
+    x: str
+    routes: str
+    out: str
+
+
+@dataclass(frozen=True, slots=True)
 class AllReduce(Op):
     """out = sum of `part` over ranks; with `add`, out += that sum (the residual connection)."""
 
@@ -119,3 +159,9 @@ class Program:
     ops: tuple[Op, ...]
     activations: str  # "bf16", "fp8-static" or "fp8-dynamic"
     kv_cache: str  # "bf16" or "fp8"
+
+    @property
+    def rope_tables(self) -> dict[str, str]:
+        """Inverse frequencies that heads are rotated by, and the value that holds their cosines and sines."""
+        names = (op.inv_freq for op in self.ops if isinstance(op, RopeKvWrite))
+        return {name: name.removesuffix(".inv_freq") for name in names}

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paiton_aot.build import BuildResult, build_gpus, check_tensors, kernel_symbols
+from paiton_aot.build import BuildResult, build_gpus, check_tensors, kernel_symbols, tell_left_out
 from paiton_aot.checkpoint import open_checkpoint
 from paiton_aot.identity.build_key import BuildKey
 from paiton_aot.identity.inputs import identify
 from paiton_aot.lower import Lowered, lower
 from paiton_aot.options import BuildOptions
 from paiton_aot.progress import Progress
-from paiton_artifacts.plan import Plan
 from paiton_artifacts.schema import MemoryPlan
 from paiton_kernels.gpu.devices import profile_named
-from paiton_runtime.boot import BootOptions
-from paiton_runtime.boot_device import GRAPH_BYTES, UNPLANNED_BYTES
+from paiton_runtime.budget import DEFAULT_UTILIZATION, device_kv_room, driver_reserve
 
 if TYPE_CHECKING:
     from paiton_aot.predict.prediction import Prediction
@@ -59,6 +57,7 @@ class PlanReport:
             "tp": self.tp,
             "weights": facts.weights,
             "lm_head": facts.lm_head,
+            "experts": None if facts.experts is None else asdict(facts.experts),
             "activations": facts.activations,
             "kv_cache": facts.kv_cache,
             "max_model_len": facts.max_model_len,
@@ -82,6 +81,7 @@ class PlanReport:
             ("model", f"{facts.name} ({facts.architecture}, {facts.layers} layers, hidden {facts.hidden_size})"),
             ("ranks", str(self.tp)),
             ("weights", f"{facts.weights}, head {facts.lm_head}: {_mib(self.lowered.blob_bytes)} per rank"),
+            *(() if facts.experts is None else (("experts", facts.experts.as_text()),)),
             ("activations, KV", f"{facts.activations}, {facts.kv_cache}"),
             ("scratch", f"{_mib(memory.scratch_bytes)} + {_mib(memory.worker_scratch_bytes)} per thread"),
             ("io, comm", f"{_mib(memory.io_bytes)}, {_mib(memory.comm_bytes)}"),
@@ -121,34 +121,20 @@ def _memory(memory: MemoryPlan) -> dict[str, int]:
     }
 
 
-def _device(memory: MemoryPlan) -> dict[str, int]:
+def _device(memory: MemoryPlan, plans: int) -> dict[str, int]:
     """Returns what a rank's device offers, and how many tokens of KV cache fit beside everything else."""
     total = profile_named(memory.profile).memory_bytes
-    usable = int(total * BootOptions().gpu_memory_utilization)
-    regions = memory.weights_bytes + memory.io_bytes + memory.scratch_bytes + memory.comm_bytes
-    return {"device": total, "usable": usable, "regions": regions}
-
-
-def _kv_tokens(memory: MemoryPlan, plans: int) -> tuple[int, int]:
-    """Returns the bytes kept for the driver, and the tokens of KV cache that fit; the rule is the boot's."""
-    sizes = _device(memory)
-    reserve = UNPLANNED_BYTES + plans * GRAPH_BYTES
-    blocks = (sizes["usable"] - sizes["regions"] - reserve) // memory.kv_block_bytes
-    return reserve, max(0, blocks) * memory.kv_block_tokens
+    usable, reserve = int(total * DEFAULT_UTILIZATION), driver_reserve(plans)
+    tokens = max(0, device_kv_room(memory, usable, reserve)) * memory.kv_block_tokens
+    return {"device": total, "usable": usable, "regions": memory.fixed_bytes, "reserve": reserve, "kv_tokens": tokens}
 
 
 def _profile(gpu: GpuTarget, memory: MemoryPlan) -> dict[str, Any]:
     mine = [plan for plan in gpu.plans if plan.profile == memory.profile]
-    reserve, tokens = _kv_tokens(memory, len(mine))
-    buckets = [[plan.tokens, plan.requests] for plan in mine if plan.family == "forward"]
-    launches = {f"t{plan.tokens}r{plan.requests}": launches_of(plan) for plan in mine if plan.family == "forward"}
-    more = {"reserve": reserve, "kv_tokens": tokens, "buckets": buckets, "launches": launches}
-    return {**_memory(memory), **_device(memory), **more}
-
-
-def launches_of(plan: Plan) -> int:
-    """Returns how many launches a plan makes, layers unrolled."""
-    return sum(segment.repeat * len(segment.launches) for segment in plan.segments)
+    forward = [plan for plan in mine if plan.family == "forward"]
+    buckets = [[plan.tokens, plan.requests] for plan in forward]
+    launches = {f"t{plan.tokens}r{plan.requests}": plan.launches for plan in forward}
+    return {**_memory(memory), **_device(memory, len(mine)), "buckets": buckets, "launches": launches}
 
 
 def _gpu(gpu: GpuTarget) -> dict[str, Any]:
@@ -174,7 +160,7 @@ def _gpu_lines(gpu: GpuTarget) -> list[str]:
         lines += [
             (
                 f"  {memory.profile:14} {sum(plan.profile == memory.profile for plan in gpu.plans)} plans,"
-                f" {launches_of(forward[0])} to {max(map(launches_of, forward))} launches; tokens/requests {sizes}"
+                f" {forward[0].launches} to {max(plan.launches for plan in forward)} launches; tokens/requests {sizes}"
             ),
             (
                 f"  {'':14} of {_gib(found['device'])} on each device, {_gib(found['usable'])} are used: weights"
@@ -208,6 +194,7 @@ def plan(
     with open_checkpoint(model, outline=True) as checkpoint:
         lowered = lower(checkpoint, options)
         check_tensors(checkpoint, lowered)
+        tell_left_out(checkpoint, progress)
         key = None if checkpoint.outlined else identify(model, options, progress).key
     gpus = build_gpus(lowered, options, progress)
     return PlanReport(lowered, options.tp, key, gpus, predictions=_predictions(lowered, gpus, storage_rate, predict))

@@ -14,7 +14,10 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from paiton_kernels.gpu.linear_shape import ELEMENT_BYTES
 from paiton_kernels.gpu.linear_tile import scale_stride
+from paiton_kernels.gpu.route_shape import tiles
+from paiton_kernels.gpu.routes import list_of
 from paiton_kernels.gpu.schedule import SCHEDULE, schedule_config
 from paiton_kernels.gpu.spec import Constant, GpuKernelSpec, GpuVariant, Step
 from paiton_kernels.gpu.tuning import Request
@@ -25,7 +28,6 @@ _PATTERN_ELEMENTS = 1 << 20
 
 _EMBEDDING_ROWS = 32_000
 _EPSILON = 1e-5
-_BYTES = {"FP8": 1, "INT8": 1, "BF16": 2, "FP32": 4}
 
 Values = Mapping[str, Constant]
 
@@ -72,11 +74,11 @@ class Operands:
         """Adds an operand of normally distributed elements."""
         generator = np.random.default_rng(len(name))
         values = (generator.standard_normal(min(count, _PATTERN_ELEMENTS)) * spread).astype(np.float32)
-        self.memory[name] = Operand(count * _BYTES[storage], _stored(values, storage), streamed)
+        self.memory[name] = Operand(count * ELEMENT_BYTES[storage], _stored(values, storage), streamed)
 
     def output(self, name: str, count: int, storage: str) -> None:
         """Adds an operand that the kernel writes."""
-        self.memory[name] = Operand(count * _BYTES[storage])
+        self.memory[name] = Operand(count * ELEMENT_BYTES[storage])
         self.outputs[name] = storage
 
 
@@ -137,7 +139,7 @@ class _Batch:
         operands.array("block_tables", blocks.reshape(self.requests, columns))
         operands.random("kv", blocks.size * elements, str(values["KV"]), streamed=True)
         operands.scalars["block_table_stride"] = columns
-        operands.scalars["kv_block_stride"] = elements * _BYTES[str(values["KV"])]
+        operands.scalars["kv_block_stride"] = elements * ELEMENT_BYTES[str(values["KV"])]
         for name in ("k_scale", "v_scale") if values["KV"] == "FP8" else ():
             operands.floats(name, 1, 1 / 32)
 
@@ -187,14 +189,13 @@ def _quantize(operands: Operands, values: Values, batch: _Batch) -> None:
     operands.floats("row_scale", tokens, 0)
 
 
-def _linear(operands: Operands, values: Values, batch: _Batch) -> None:
-    step, width, depth = batch.step, int(values["N"]), int(values["K"])
-    rows = step.requests if values["ROWS"] == "LOGITS" else step.tokens
-    epilogue, weight, out = (str(values[name]) for name in ("EPILOGUE", "WEIGHT", "OUT"))
+def _product(operands: Operands, values: Values, rows: int, matrices: int = 1) -> None:
+    """Adds so many rows of activations, and weights: matrices below one another."""
+    width, depth, weight = matrices * int(values["N"]), int(values["K"]), str(values["WEIGHT"])
     operands.random("a", rows * depth, str(values["A"]))
     if values["A_SCALE"] not in ("NONE", "GROUP"):
         operands.floats(
-            "a_scale", 1 if values["A_SCALE"] == "TENSOR" else step.tokens, 4 if values["A_SCALE"] == "AMAX" else 1 / 32
+            "a_scale", 1 if values["A_SCALE"] == "TENSOR" else rows, 4 if values["A_SCALE"] == "AMAX" else 1 / 32
         )
     operands.random(
         "weight", width * int(values["ROW_STRIDE"]), weight, spread=0.02 if weight == "BF16" else 1, streamed=True
@@ -202,6 +203,13 @@ def _linear(operands: Operands, values: Values, batch: _Batch) -> None:
     if weight != "BF16":
         block_rows = int(values["SCALE_ROWS"])
         operands.floats("scale", -(-width // block_rows) * scale_stride(depth) if block_rows else width, 0.02 / 32)
+
+
+def _linear(operands: Operands, values: Values, batch: _Batch) -> None:
+    step, width = batch.step, int(values["N"])
+    rows = step.requests if values["ROWS"] == "LOGITS" else step.tokens
+    epilogue, out = str(values["EPILOGUE"]), str(values["OUT"])
+    _product(operands, values, rows)
     operands.floats("bias", width, 1 / 32)
     heads = int(values["Q_HEADS"]) * int(values["HEAD_DIM"])
     columns = {"SILU": width // 2, "GELU": width // 2, "ROPE": heads}.get(epilogue, width)
@@ -216,6 +224,45 @@ def _linear(operands: Operands, values: Values, batch: _Batch) -> None:
         operands.array("positions", batch.positions)
         operands.array("request_of", batch.request_of)
         batch.add_cache(operands, values)
+
+
+def _choices(values: Values, step: Step) -> NDArray[np.int32]:
+    """Returns the experts of every token, all equally likely: i32[T][TOP_K]."""
+    order = np.random.default_rng(3).random((step.tokens, int(values["EXPERTS"]))).argsort(axis=1)
+    return order[:, : int(values["TOP_K"])].astype(np.int32)
+
+
+def _route(operands: Operands, values: Values, batch: _Batch) -> None:
+    tokens, hidden = batch.step.tokens, int(values["HIDDEN"])
+    experts, entries = int(values["EXPERTS"]), tokens * int(values["TOP_K"])
+    operands.random("x", tokens * hidden, "BF16")
+    operands.random("router", experts * int(values["ROW_STRIDE"]), "BF16", spread=0.02, streamed=True)
+    operands.output("probability", entries, "FP32")
+    operands.array("expert", np.zeros(entries, np.int32))
+    operands.array("routes", list_of(_choices(values, batch.step), experts))
+    operands.array("histogram", np.zeros(tiles(values, batch.step) * experts, np.int32))
+    operands.floats("x_scale", 1, 1 / 32)
+    operands.memory["quantised"] = Operand(tokens * hidden)
+    operands.floats("amax", tokens, 0)
+    operands.floats("clear", entries, 0)
+
+
+def _expert_linear(operands: Operands, values: Values, batch: _Batch) -> None:
+    step, experts = batch.step, int(values["EXPERTS"])
+    entries = step.tokens * int(values["TOP_K"])
+    _product(operands, values, step.tokens if values["INPUT"] == "TOKENS" else entries, experts)
+    operands.array("routes", list_of(_choices(values, step), experts))
+    columns = int(values["N"]) // (1 if values["EPILOGUE"] == "STORE" else 2)
+    operands.output("out", entries * columns, str(values["OUT"]))
+    operands.floats("out_scale", 1, 1 / 32)
+    operands.floats("out_amax", entries, 0)
+
+
+def _expert_sum(operands: Operands, values: Values, batch: _Batch) -> None:
+    tokens, hidden, top_k = batch.step.tokens, int(values["HIDDEN"]), int(values["TOP_K"])
+    operands.random("x", tokens * top_k * hidden, "FP32")
+    operands.floats("probability", tokens * top_k, 1 / top_k)
+    operands.output("out", tokens * hidden, "FP32")
 
 
 def _attention(operands: Operands, values: Values, batch: _Batch) -> None:
@@ -237,6 +284,9 @@ _MAKERS: dict[str, Callable[[Operands, Values, _Batch], None]] = {
     "quantize": _quantize,
     "linear": _linear,
     "attention": _attention,
+    "route": _route,
+    "expert_linear": _expert_linear,
+    "expert_sum": _expert_sum,
 }
 
 

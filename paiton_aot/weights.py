@@ -107,14 +107,13 @@ def check_tp(config: ModelConfig, tp: int) -> None:
     """Raises TensorParallelError where `tp` ranks cannot share the model."""
     if tp in (allowed := valid_tp(config)):
         return
-    facts = (
-        f"{config.attention_heads} attention heads, {config.kv_heads} KV heads, intermediate size "
-        f"{config.intermediate_size}"
-    )
+    sizes = " and ".join(map(str, sorted(config.intermediate_sizes)))
+    facts = f"{config.attention_heads} attention heads, {config.kv_heads} KV heads, intermediate size {sizes}"
     choices = ", ".join(map(str, allowed))
     raise TensorParallelError(f"--tp {tp} does not divide the model ({facts})", hint=f"use --tp with one of {choices}")
 
 
 def _divides(config: ModelConfig, tp: int) -> bool:
     kv = config.kv_heads
-    return config.attention_heads % tp == 0 and (kv % tp == 0 or tp % kv == 0) and config.intermediate_size % tp == 0
+    heads = config.attention_heads % tp == 0 and (kv % tp == 0 or tp % kv == 0)
+    return heads and all(size % tp == 0 for size in config.intermediate_sizes)

@@ -6,6 +6,7 @@ digest of everything that they are made from, so that a stale one is never used.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib
 import os
@@ -103,15 +104,20 @@ class Cache:
         folder = self.root / f"{name}-{key}"
         if self._served.setdefault(name, folder) != folder:
             raise ValueError(f"{name} was asked for twice, made from different things: give each a name of its own")
-        if not folder.exists():
-            for stale in self.root.glob(f"{name}-{'?' * KEY_LENGTH}"):
-                shutil.rmtree(stale)
-            with tempfile.TemporaryDirectory(dir=self.root) as scratch:
-                made = Path(scratch, "made")
-                made.mkdir()
-                make(made)
-                made.rename(folder)
+        with (self.root / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes that run tests, one makes it
+            if not folder.exists():
+                self._make(folder, name, make)
         return folder
+
+    def _make(self, folder: Path, name: str, make: Callable[[Path], None]) -> None:
+        for stale in self.root.glob(f"{name}-{'?' * KEY_LENGTH}"):
+            shutil.rmtree(stale)
+        with tempfile.TemporaryDirectory(dir=self.root) as scratch:
+            made = Path(scratch, "made")
+            made.mkdir()
+            make(made)
+            made.rename(folder)
 
 
 @pytest.fixture(scope="session")

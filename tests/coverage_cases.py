@@ -51,9 +51,12 @@ MODELS: Mapping[str, str] = MappingProxyType(
         "llama-linear": "Llama, linear RoPE",
         "llama-yarn": "Llama, YaRN",
         "mistral": "Mistral (window)",
+        "mixtral": "Mixtral (experts, window)",
         "qwen2": "Qwen2, Qwen2.5 (biases, windows)",
         "qwen3": "Qwen3 (norms of heads)",
+        "qwen3-moe": "Qwen3-MoE (experts in some layers)",
         "phi3": "Phi-3 (fused on disk, heads of 96)",
+        "phi4": "Phi-4-mini (LongRoPE, a part of each head)",
         "gemma": "Gemma",
         "gemma2": "Gemma 2",
         "gemma3": "Gemma 3, text",
@@ -63,8 +66,8 @@ MODELS: Mapping[str, str] = MappingProxyType(
 
 _PLAIN = (("bf16", 1), ("bf16", 2), ("bf16 to fp8", 1), ("bf16 to fp8", 2), ("bf16 to fp8", 4))
 _QUANTIZED = ("bf16 to fp8, fp8 activations and KV", 1)
-_ROPE_ONLY = ("llama3.1", "llama-linear", "llama-yarn")  # Llama 2 but for one table
-_QUANTIZED_TOO = ("llama2", "qwen2", "qwen3", "gemma2", "gemma3")  # those that have kernels of their own
+_ROPE_ONLY = ("llama3.1", "llama-linear", "llama-yarn", "phi4")  # Llama 2 but for RoPE
+_QUANTIZED_TOO = ("llama2", "mixtral", "qwen2", "qwen3", "gemma2", "gemma3")  # those that have kernels of their own
 
 ARCHITECTURE_CASES = tuple(
     Case(model, format_, "cpu", tp)
@@ -99,11 +102,27 @@ FORMAT_CASES = tuple(Case("llama2", label, "cpu", tp) for label in FP8_FORMATS.v
 """Of tests/cpu/end_to_end/test_fp8_formats.py."""
 
 
+EXPERT_CASES = (
+    Case("mixtral", FP8_FORMATS["fp8-block"], "cpu", 1),
+    Case("mixtral", FP8_FORMATS["fp8-block"], "cpu", 2),
+    Case("qwen3-moe", FP8_FORMATS["compressed-channel"], "cpu", 1),
+    Case("qwen3-moe", FP8_FORMATS["compressed-channel"], "cpu", 4),
+)
+"""Of tests/cpu/models/test_experts.py."""
+
+
 EMULATED_CASES = (
-    *(Case(model, "bf16 to fp8", "hip:gfx942", 1) for model in MODELS if model not in _ROPE_ONLY),
+    *(Case(model, "bf16 to fp8", "hip:gfx942", 1) for model in MODELS if model not in (*_ROPE_ONLY, "qwen3-moe")),
     Case("gemma3", _QUANTIZED[0], "hip:gfx942", 1),
 )
-"""Of tests/emulated/test_models.py: every architecture, and in FP8 the one with most of what Llama has not."""
+"""Of tests/emulated/test_models.py: every architecture but the one below, and in FP8 the one with most of what Llama
+has not."""
+
+EMULATED_EXPERT_CASES = (
+    Case("mixtral", FP8_FORMATS["autofp8"], "hip:gfx942", 1),
+    Case("qwen3-moe", _QUANTIZED[0], "hip:gfx942", 1),
+)
+"""Of tests/emulated/test_expert_models.py: with static and with dynamic scales."""
 
 EMULATED_FORMAT_CASES = (Case("llama2", FP8_FORMATS["fp8-block"], "hip:gfx942", 1),)
 """Likewise: the format that needs a kernel of its own; others have row scales, as in tests/emulated/test_plans.py."""
@@ -111,7 +130,14 @@ EMULATED_FORMAT_CASES = (Case("llama2", FP8_FORMATS["fp8-block"], "hip:gfx942", 
 
 def all_cases() -> tuple[Case, ...]:
     """Returns the cases of every test module."""
-    return ARCHITECTURE_CASES + FORMAT_CASES + EMULATED_CASES + EMULATED_FORMAT_CASES
+    return (
+        ARCHITECTURE_CASES
+        + FORMAT_CASES
+        + EXPERT_CASES
+        + EMULATED_CASES
+        + EMULATED_EXPERT_CASES
+        + EMULATED_FORMAT_CASES
+    )
 
 
 def coverage(cases: Iterable[Case]) -> str:

@@ -1,6 +1,6 @@
-"""Makers of tiny Llamas in every FP8 format that the build reads, each laid out as its exporter lays it out.
+"""Makers of checkpoints in every FP8 format that the build reads, each laid out as its exporter lays it out.
 
-One layer of each model is left in bf16, by whatever means the format has for that. Needs torch and transformers.
+One layer of each Llama is left in bf16, by whatever means the format has for that. Needs torch and transformers.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from tests.make_checkpoints import FP8_MAX, Tensors, edit_json, rewrite, tiny_llama
 
 BLOCK = 128
+LINEAR = ("_proj.weight", ".w1.weight", ".w2.weight", ".w3.weight")
 PLAIN = "model.layers.1.mlp.down_proj"
 """The layer that is left in bf16."""
 
@@ -193,10 +194,15 @@ def save_fp8(path: Path, name: str, *, small: bool = False) -> Path:
     Two ranks divide its rows and columns into whole blocks of 128; `small`: they do not, and it has tiny_llama's shape.
     """
     tiny_llama(path) if small else tiny_llama(path, hidden=256, intermediate=512, head_dim=64)
+    quantize(path, name)
+    return path
+
+
+def quantize(path: Path, name: str) -> None:
+    """Turns a checkpoint of bf16 weights into one of a format of `FORMATS`."""
     form = FORMATS[name]
     rewrite(path, lambda tensors: quantized(tensors, form))
     configure(path, name, form.config)
-    return path
 
 
 def section_of(path: Path, name: str) -> dict[str, Any]:
@@ -221,7 +227,7 @@ def quantized(tensors: Tensors, form: Format) -> Tensors:
     out: Tensors = {}
     for name, tensor in tensors.items():
         module = name.removesuffix(".weight")
-        if not name.endswith("_proj.weight") or module == PLAIN:
+        if not name.endswith(LINEAR) or module == PLAIN:
             out[name] = tensor
             continue
         values = tensor.float()

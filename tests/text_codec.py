@@ -37,14 +37,32 @@ def byte_tokenizer() -> Tokenizer:
     return tokenizer
 
 
+def sentencepiece_tokenizer() -> bytes:
+    """A tokenizer in the manner of Llama 2: words begin with a low line, and bytes stand for unknown characters."""
+    vocabulary = {"<unk>": 0, **{f"<0x{byte:02X}>": 1 + byte for byte in range(256)}}
+    for word in ("\u2581", "a", "b", "\u2581a", "ab"):
+        vocabulary[word] = len(vocabulary)
+    merges = [("\u2581", "a"), ("a", "b")]
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))  # noqa: S106
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return tokenizer.to_str().encode()
+
+
 def make_codec(
     template: str | None = None,
     *,
     add_bos: bool = False,
     source: bytes | None = None,
     chat_template: str | None = None,
+    encoder: bytes | None = None,
 ) -> TextCodec:
-    """Returns a codec of `byte_tokenizer`, or of the tokenizer.json in `source`; id 256 begins a text, 257 ends it."""
+    """Returns a codec of `byte_tokenizer`, or of the tokenizer.json in `source`; id 256 begins a text, 257 ends it.
+
+    With `encoder`, the file that the build makes of it, the tokenizer.json is read when that does not suffice.
+    """
 
     def entry(name: str) -> FileEntry:
         return FileEntry(name, len(contents[name]), hashlib.sha256(contents[name]).hexdigest())
@@ -52,8 +70,11 @@ def make_codec(
     contents = {"tokenizer.json": source or byte_tokenizer().to_str().encode()}
     if template is not None:
         contents["template"] = template.encode()
+    if encoder is not None:
+        contents["encoder.bin"] = encoder
     tokenizer = SimpleNamespace(
         file=entry("tokenizer.json"),
+        encoder=None if encoder is None else entry("encoder.bin"),
         chat_template=None if template is None else entry("template"),
         add_bos=add_bos,
         special_tokens=(SpecialToken("bos_token", "<s>"), SpecialToken("eos_token", "</s>")),

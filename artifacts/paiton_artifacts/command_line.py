@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -19,6 +20,20 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raises UsageError in place of printing the usage."""
         raise UsageError(message, hint=f"{self.prog} --help")
+
+
+def read_text(file: Path, option: str) -> str:
+    """Returns the text of a file that an option names.
+
+    Raises:
+        UsageError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{file}: {error.strerror}", hint=f"{option} names a readable file") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file} is not UTF-8", hint="convert it first") from error
 
 
 def run(program: str, body: Callable[[], int]) -> int:

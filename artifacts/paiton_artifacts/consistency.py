@@ -56,6 +56,8 @@ def files_of(manifest: Manifest) -> list[FileEntry]:
     files = [code.file for code in manifest.code_objects] + [plan.file for plan in manifest.plans]
     files += [code.kernels for code in manifest.code_objects if code.kernels is not None]
     files.append(manifest.tokenizer.file)
+    if manifest.tokenizer.encoder is not None:
+        files.append(manifest.tokenizer.encoder)
     if manifest.tokenizer.chat_template is not None:
         files.append(manifest.tokenizer.chat_template)
     return files
@@ -64,6 +66,10 @@ def files_of(manifest: Manifest) -> list[FileEntry]:
 def _check_tokenizer(tokenizer: Tokenizer) -> None:
     names = [token.name for token in tokenizer.special_tokens]
     _require(names == sorted(set(names)), f"special_tokens {names} are not sorted and unique")
+    _require(
+        (tokenizer.encoder is None) == bool(tokenizer.no_encoder),
+        f"no_encoder {tokenizer.no_encoder!r} says why there is no encoder file, and only that",
+    )
     template, check = tokenizer.chat_template, tokenizer.template_check
     _require(
         (template is None) == (check is None), "template_check belongs to a chat_template, and the other way round"

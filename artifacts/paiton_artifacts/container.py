@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from dataclasses import dataclass
 from typing import Any
 
 import msgpack
@@ -45,6 +44,7 @@ from paiton_artifacts.limits import (
     MAX_PLAN_COMPRESSED,
     MAX_STRING,
 )
+from paiton_artifacts.record import dataclass
 from paiton_artifacts.rules import show
 
 HEADER = struct.Struct("<8sIIQQ32s")

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from paiton_artifacts import container, limits
 from paiton_artifacts.errors import BoundsError, CodeObjectError, PlanError
 from paiton_artifacts.layout import CODE_ALIGNMENT, align_up
 from paiton_artifacts.plan import FIELD_BYTES, SYMBOL, TARGET, Launch, Plan, RelocationKind
+from paiton_artifacts.record import dataclass
 from paiton_artifacts.rules import Rule, apply, choice, integer, pattern, sequence
 from paiton_artifacts.rules import struct as struct_rule
 from paiton_artifacts.wire import to_wire

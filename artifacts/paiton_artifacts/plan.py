@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 
 from paiton_artifacts import container, limits
 from paiton_artifacts.errors import BoundsError, PlanError
 from paiton_artifacts.layout import Region
+from paiton_artifacts.record import dataclass
 from paiton_artifacts.rules import RejectedError, Rule, apply, binary, choice, integer, pattern, sequence
 from paiton_artifacts.rules import struct as struct_rule
 
@@ -94,8 +94,16 @@ class Plan:
     requests: int
     segments: tuple[Segment, ...]
 
+    @property
+    def launches(self) -> int:
+        """How many launches a step makes, segments unrolled."""
+        return sum(segment.repeat * len(segment.launches) for segment in self.segments)
 
-FAMILIES = ("forward", "sample", "history")
+
+SAMPLING_FAMILIES = ("sample", "greedy")
+"""Those that leave tokens."""
+
+FAMILIES = ("forward", *SAMPLING_FAMILIES, "history")
 """What a plan can be for."""
 
 _PLANNER = "this is a bug in the planner"
@@ -174,10 +182,9 @@ def decode_plan(data: bytes, what: str = "plan") -> Plan:
         PlanError: anything else is wrong with it.
     """
     plan = apply(_PLAN, container.unpack(container.PLAN, data, what), PlanError, what)
-    unrolled = sum(segment.repeat * len(segment.launches) for segment in plan.segments)
-    if unrolled > limits.MAX_UNROLLED_LAUNCHES:
+    if plan.launches > limits.MAX_UNROLLED_LAUNCHES:
         raise PlanError(
-            f"{what}: {unrolled} launches once unrolled, more than {limits.MAX_UNROLLED_LAUNCHES}",
+            f"{what}: {plan.launches} launches once unrolled, more than {limits.MAX_UNROLLED_LAUNCHES}",
             hint="the file was not written by paiton-build; build or fetch the bundle again",
         )
     return plan

@@ -6,7 +6,6 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 
 from paiton_artifacts import container
@@ -21,8 +20,9 @@ from paiton_artifacts.errors import (
 )
 from paiton_artifacts.files import check_size, open_inside, read_bounded
 from paiton_artifacts.kernel_table import Kernel, check_launches, decode_kernel_table
-from paiton_artifacts.layout import MANIFEST_NAME, Region
+from paiton_artifacts.layout import MANIFEST_NAME
 from paiton_artifacts.plan import Plan, check_plan, decode_plan
+from paiton_artifacts.record import dataclass
 from paiton_artifacts.schema import CodeObject, FileEntry, Manifest, MemoryPlan, PlanFile
 from paiton_artifacts.validate import parse_manifest
 
@@ -105,18 +105,6 @@ class Bundle:
             kernels |= {kernel.symbol: kernel for kernel in table.kernels}
         return kernels
 
-    def extents(self, target: str, profile: str | None = None) -> dict[Region, int]:
-        """Returns the bytes of each region that a plan may refer to; for KV those of one block."""
-        memory = self.memory(target, profile)
-        return {
-            Region.WEIGHTS: memory.weights_bytes,
-            Region.IO: memory.io_bytes,
-            # A team has at least one worker; pointers to worker scratch are to the first worker's.
-            Region.SCRATCH: memory.scratch_bytes + memory.worker_scratch_bytes,
-            Region.KV: memory.kv_block_bytes,
-            Region.COMM: memory.comm_bytes,
-        }
-
     def load_plan(self, entry: PlanFile, kernels: Mapping[str, Kernel] | None = None) -> Plan:
         """Returns a plan, read, decoded and checked against the bundle.
 
@@ -133,7 +121,7 @@ class Bundle:
         found = (plan.target, plan.profile, plan.family, plan.tokens, plan.requests)
         if found != declared:
             raise PlanError(f"{what}: holds the plan {found}, the manifest declares {declared}", hint=_HINT)
-        extents = self.extents(entry.target, entry.profile)
+        extents = self.memory(entry.target, entry.profile).extents
         check_plan(plan, extents, self.manifest.tp, self._symbols(entry.target))
         if known := self.kernels(entry.target) if kernels is None else kernels:
             check_launches(plan, known)

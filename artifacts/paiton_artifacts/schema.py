@@ -6,9 +6,8 @@ turns an untrusted map into these structs; nothing else constructs them from a f
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from paiton_artifacts.layout import Region
+from paiton_artifacts.record import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +15,24 @@ class Rope:
     """Rotary position embedding: base frequency, and the scaling that `inv_freq` already contains."""
 
     theta: float
-    scaling: str  # "none", "linear", "llama3" or "yarn"
+    scaling: str  # "none", "linear", "llama3", "yarn" or "longrope"
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertFacts:
+    """The mixtures of experts that some layers have in place of an MLP."""
+
+    layers: int  # that have one
+    count: int  # experts of a layer
+    per_token: int  # of them, that a token goes through
+    intermediate_size: int  # of one expert
+
+    def as_text(self) -> str:
+        """Returns one line for people."""
+        return (
+            f"{self.layers} layers of {self.count} experts of intermediate {self.intermediate_size},"
+            f" {self.per_token} for each token"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +43,8 @@ class ModelFacts:
     architecture: str  # e.g. "LlamaForCausalLM"
     layers: int
     hidden_size: int
-    intermediate_size: int
+    intermediate_size: int  # of MLPs
+    experts: ExpertFacts | None  # null where every layer has an MLP
     attention_heads: int
     kv_heads: int
     head_dim: int
@@ -42,6 +59,14 @@ class ModelFacts:
     lm_head: str  # "bf16", "int8" or "fp8"
     activations: str  # "bf16", "fp8-static" or "fp8-dynamic"
     kv_cache: str  # "bf16" or "fp8"
+
+
+@dataclass(frozen=True, slots=True)
+class HubSource:
+    """The model on the Hugging Face hub that a bundle was built from."""
+
+    model: str  # "ORG/NAME"
+    commit: str  # whose files were read, whatever branch or tag was asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +149,7 @@ class PlanFile:
 
     target: str
     profile: str
-    family: str  # "forward", "sample" or "history"
+    family: str  # one of paiton_artifacts.plan.FAMILIES
     tokens: int
     requests: int
     file: FileEntry
@@ -165,6 +190,23 @@ class MemoryPlan:
     logits_offset: int  # of rank 0's f32 logits [max_requests, logits_stride] within their region
     logits_stride: int  # elements from one row of logits to the next
     io: tuple[IoField, ...]
+
+    @property
+    def fixed_bytes(self) -> int:
+        """All regions of a rank that has no workers, but the KV cache."""
+        return self.weights_bytes + self.io_bytes + self.scratch_bytes + self.comm_bytes
+
+    @property
+    def extents(self) -> dict[Region, int]:
+        """Bytes of each region that a plan may refer to; for KV those of one block."""
+        return {
+            Region.WEIGHTS: self.weights_bytes,
+            Region.IO: self.io_bytes,
+            # A team has at least one worker; pointers to worker scratch are to the first worker's.
+            Region.SCRATCH: self.scratch_bytes + self.worker_scratch_bytes,
+            Region.KV: self.kv_block_bytes,
+            Region.COMM: self.comm_bytes,
+        }
 
     @property
     def logits_region(self) -> Region:
@@ -219,6 +261,8 @@ class Tokenizer:
     """Files that turn text into token ids and messages into text."""
 
     file: FileEntry  # tokenizer.json of the tokenizers library
+    encoder: FileEntry | None  # the same in the form in which it runs (encoder_file.py)
+    no_encoder: str  # why there is none; empty where there is one
     chat_template: FileEntry | None  # Jinja source
     add_bos: bool  # generate prepends bos_token_id to raw text
     special_tokens: tuple[SpecialToken, ...]  # sorted by name
@@ -236,6 +280,10 @@ class SamplingDefaults:
     repetition_penalty: float | None
 
 
+NO_ADVICE = SamplingDefaults(None, None, None, None, None)
+"""Of makers who say nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """A bundle's table of contents: everything that the runtime must know before it maps a blob."""
@@ -244,6 +292,7 @@ class Manifest:
     runtime_abi: int
     generator: str  # e.g. "paiton-aot 0.1.0"
     model: ModelFacts
+    source: HubSource | None  # null where the checkpoint came from elsewhere
     tp: int
     blobs: tuple[Blob, ...]  # by rank
     tensors: tuple[Tensor, ...]  # by offset

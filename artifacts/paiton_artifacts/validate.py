@@ -35,7 +35,15 @@ _NAME_OR_NOTHING = pattern("[!-~]*", limits.MAX_NAME, "printable ASCII without s
 _FREE_TEXT = text(limits.MAX_FREE_TEXT)
 _LOGIT = real(-1e30, 1e30)
 
-_ROPE = struct(schema.Rope, theta=real(1.0, 1e15), scaling=choice("none", "linear", "llama3", "yarn"))
+_ROPE = struct(schema.Rope, theta=real(1.0, 1e15), scaling=choice("none", "linear", "llama3", "yarn", "longrope"))
+
+_EXPERTS = struct(
+    schema.ExpertFacts,
+    layers=integer(1, limits.MAX_LAYERS),
+    count=_COUNT,
+    per_token=_COUNT,
+    intermediate_size=_COUNT,
+)
 
 _MODEL = struct(
     schema.ModelFacts,
@@ -44,6 +52,7 @@ _MODEL = struct(
     layers=integer(1, limits.MAX_LAYERS),
     hidden_size=_COUNT,
     intermediate_size=_COUNT,
+    experts=optional(_EXPERTS),
     attention_heads=_COUNT,
     kv_heads=_COUNT,
     head_dim=_COUNT,
@@ -58,6 +67,12 @@ _MODEL = struct(
     lm_head=choice("bf16", "int8", "fp8"),
     activations=choice("bf16", "fp8-static", "fp8-dynamic"),
     kv_cache=choice("bf16", "fp8"),
+)
+
+_SOURCE = struct(
+    schema.HubSource,
+    model=pattern("[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*", limits.MAX_NAME, "the id of a model"),
+    commit=pattern("[0-9a-f]{40}", 40, "a commit in lower-case hexadecimal"),
 )
 
 _CHUNK = struct(schema.Chunk, offset=_BYTES, size=integer(1, CHUNK_BYTES), sha256=_SHA256)
@@ -162,6 +177,8 @@ _GOLDEN = struct(
 _TOKENIZER = struct(
     schema.Tokenizer,
     file=_file(limits.MAX_TOKENIZER_BYTES),
+    encoder=optional(_file(limits.MAX_TOKENIZER_BYTES)),
+    no_encoder=text(limits.MAX_FREE_TEXT, low=0),
     chat_template=optional(_file(limits.MAX_CHAT_TEMPLATE_BYTES)),
     add_bos=boolean,
     special_tokens=sequence(
@@ -191,6 +208,7 @@ _MANIFEST = struct(
     runtime_abi=integer(0, 1 << 16),
     generator=_FREE_TEXT,
     model=_MODEL,
+    source=optional(_SOURCE),
     tp=integer(1, limits.MAX_RANKS),
     blobs=sequence(_BLOB, limits.MAX_RANKS),
     tensors=sequence(_TENSOR, limits.MAX_TENSORS),

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from paiton_kernels.spec import (
     COUNTS,
-    KV_BLOCK_TOKENS,
     KV_CACHE,
     PAGING,
     WORKER_SCRATCH,
@@ -20,8 +19,11 @@ from paiton_kernels.spec import (
     Value,
 )
 
-ITEM_ROWS = 32
+ITEM_ROWS = 48
 """Query rows (tokens x heads) that share one pass over K and V, unless the group itself is larger."""
+
+GROUP_TOKENS = 64
+"""Positions that a softmax takes at a time."""
 
 
 def _name(macros: Mapping[str, Value]) -> str:
@@ -41,7 +43,7 @@ def _check(macros: Mapping[str, Value]) -> str:
 def _scratch(macros: Mapping[str, Value], _max_tokens: int) -> int:
     group = int(macros["Q_HEADS"]) // int(macros["KV_HEADS"])
     rows, head_dim = -(-max(ITEM_ROWS, group) // 4) * 4, int(macros["HEAD_DIM"])
-    return 4 * (2 * rows * head_dim + 2 * KV_BLOCK_TOKENS * head_dim + rows * (KV_BLOCK_TOKENS + 4))
+    return 4 * (2 * rows * head_dim + 2 * GROUP_TOKENS * head_dim + 3 * rows)
 
 
 ATTENTION = KernelSpec(

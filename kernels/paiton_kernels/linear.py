@@ -44,6 +44,12 @@ DECODE_ROWS = 8
 UNIT_ROWS = 16
 """Weight rows (pairs of rows for ROPE, SILU and GELU) in one unit of work."""
 
+SLICE_COLUMNS = 2048
+"""Columns whose products are summed before those of the next slice, and that a panel has at a time."""
+
+PANEL_TOKENS = 512
+"""Activation rows whose products with a panel are kept at once."""
+
 WEIGHT_BYTES = {"FP8": 1, "INT8": 1, "BF16": 2}
 
 
@@ -83,10 +89,11 @@ def _check(macros: Mapping[str, Value]) -> str:
             return f"N is {n}, not ({q_heads} + 2*{kv_heads}) heads of {head_dim}"
     elif any(macros[name] for name in ("Q_HEADS", "KV_HEADS", "HEAD_DIM")):
         return f"heads given with EPILOGUE={epilogue}"
-    return _check_scales(macros) or check_input(macros)
+    return check_scales(macros) or check_input(macros)
 
 
-def _check_scales(macros: Mapping[str, Value]) -> str:
+def check_scales(macros: Mapping[str, Value]) -> str:
+    """Returns what is wrong with the macros that say where scales belong, or ""."""
     blocks, act = macros["SCALES"] == "BLOCK", macros["ACT"]
     if blocks != (int(macros["SCALE_ROWS"]) > 0) or (blocks and macros["WEIGHT"] != "FP8"):
         return f"SCALES is {macros['SCALES']} with SCALE_ROWS={macros['SCALE_ROWS']} and WEIGHT={macros['WEIGHT']}"
@@ -96,9 +103,10 @@ def _check_scales(macros: Mapping[str, Value]) -> str:
 
 def _scratch(macros: Mapping[str, Value], _max_tokens: int) -> int:
     row = PACKED_ELEMENT_BYTES * -(-int(macros["K"]) // 64) * 64
-    rows = DECODE_ROWS if macros["FORM"] == "DECODE" else 2 * UNIT_ROWS
-    scales = 4 * DECODE_ROWS * scale_count(macros) if macros["FORM"] == "DECODE" else 0
-    return rows * row + input_scratch(macros) + scales
+    if macros["FORM"] == "DECODE":
+        return DECODE_ROWS * row + input_scratch(macros) + 4 * DECODE_ROWS * scale_count(macros)
+    panel = UNIT_ROWS * min(row, PACKED_ELEMENT_BYTES * SLICE_COLUMNS)
+    return 2 * (panel + 4 * PANEL_TOKENS * UNIT_ROWS)
 
 
 LINEAR = KernelSpec(

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paiton_kernels.all_reduce import MAX_RANKS
+from paiton_kernels.pack import rms_norm
 from paiton_kernels.spec import COUNTS, WORKER_SCRATCH, WORKER_SCRATCH_STRIDE, Arg, KernelSpec, Macro, Value
 
 
@@ -50,5 +51,4 @@ def norm_add(
 ) -> NDArray[np.float64]:
     """Returns f64[T][HIDDEN]: `out` plus the norm of the parts' sum."""
     total = np.sum([part.astype(np.float64) for part in parts], axis=0)
-    scale = 1 / np.sqrt(np.mean(total * total, axis=-1, keepdims=True) + eps)
-    return np.asarray(out.astype(np.float64) + total * scale * (weight + offset))
+    return np.asarray(out.astype(np.float64) + rms_norm(total, weight, eps, offset))

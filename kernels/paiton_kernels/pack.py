@@ -84,6 +84,13 @@ PACK = KernelSpec(
 )
 
 
+def rms_norm(
+    x: NDArray[np.float64], weight: NDArray[np.float64], eps: float, offset: float = 0.0
+) -> NDArray[np.float64]:
+    """Returns f64[..., D]: every row over its root mean square, times (weight + offset)."""
+    return np.asarray(x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * (weight + offset))
+
+
 def activations(
     x: NDArray[np.float64],
     *,
@@ -107,7 +114,7 @@ def activations(
         The rounded values f64[T][K] and the scale of each row f64[T], or of each block f64[T][ceil(K/128)].
     """
     if norm_weight is not None:
-        x = x / np.sqrt(np.mean(x * x, axis=1, keepdims=True) + eps) * (norm_weight + offset)
+        x = rms_norm(x, norm_weight, eps, offset)
     if act == "BF16":
         return round_bf16(x), np.ones(len(x))
     if act == "FP8_BLOCK":

@@ -7,9 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-from numpy.typing import NDArray
-
 from paiton_kernels.spec import (
     COUNTS,
     KV_CACHE,
@@ -59,11 +56,3 @@ ROPE_KV = KernelSpec(
     check=_check,
     scratch=lambda macros, _max_tokens: 4 * int(macros["HEAD_DIM"]),
 )
-
-
-def head_norm(
-    heads: NDArray[np.float64], weight: NDArray[np.float64], eps: float, offset: float
-) -> NDArray[np.float64]:
-    """Returns f64[..., D]: every head over its root mean square, times (weight + offset)."""
-    scale = 1 / np.sqrt(np.mean(heads * heads, axis=-1, keepdims=True) + eps)
-    return np.asarray(heads * scale * (weight + offset))

@@ -32,6 +32,12 @@ MAX_STOP_TOKENS = 8
 MAX_TOP_LOGPROBS = 20
 """Most probable tokens that a step can report for a row (the limit of OpenAI's interface)."""
 
+MAX_EXPERTS = 256
+"""Experts that a router can choose from."""
+
+MAX_TOP_K = 16
+"""Experts that it can choose for a token."""
+
 MASK_BITS = 32
 """Tokens that one word of a mask allows or forbids."""
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from paiton_aot.checkpoint.quantization.description import Quantization
 from paiton_aot.checkpoint.rope import RopeScaling
 from paiton_artifacts.errors import MissingTensorError, TensorShapeError, TensorValueError
-from paiton_artifacts.schema import SamplingDefaults
+from paiton_artifacts.schema import NO_ADVICE, SamplingDefaults
 
 NUMPY_DTYPES: Mapping[str, np.dtype[np.generic]] = MappingProxyType(
     {
@@ -42,6 +42,25 @@ KV_SCALE_NAMES = (
 
 
 @dataclass(frozen=True, slots=True)
+class Experts:
+    """The mixture-of-experts blocks of a model.
+
+    Attributes:
+        count: experts of a layer.
+        per_token: how many of them a token goes through.
+        intermediate_size: of one expert.
+        normalise: the probabilities of a token's experts are divided by their sum.
+        dense_layers: layers that have an ordinary MLP instead, ascending.
+    """
+
+    count: int
+    per_token: int
+    intermediate_size: int
+    normalise: bool
+    dense_layers: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """The facts of a decoder-only transformer that its weights do not show.
 
@@ -49,11 +68,13 @@ class ModelConfig:
         architecture: class name in transformers, e.g. "LlamaForCausalLM".
         max_position: context length, in tokens.
         eos_token_ids: any of these ends a generation; may be empty.
+        rotary_dim: the first elements of each head, which RoPE rotates; 0 is all of them.
         windows: per layer, the tokens that a token sees, itself included; 0 is all before it. Empty: 0 everywhere.
         local_rope_theta: base of RoPE in layers with a window, unscaled, where it is another than `rope_theta`.
         score_scale: what attention's scores are multiplied by; 0 is head_dim ** -0.5.
         score_softcap: scores become softcap * tanh(score / softcap); 0 leaves them.
         logit_softcap: likewise for logits.
+        experts: None where all MLPs are dense, as `intermediate_size` says.
     """
 
     architecture: str
@@ -71,18 +92,25 @@ class ModelConfig:
     tied_embeddings: bool
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
+    rotary_dim: int = 0
     windows: tuple[int, ...] = ()
     local_rope_theta: float | None = None
     score_scale: float = 0.0
     score_softcap: float = 0.0
     logit_softcap: float = 0.0
+    experts: Experts | None = None
+
+    @property
+    def intermediate_sizes(self) -> frozenset[int]:
+        """The widths of the MLPs, experts' included, that its layers have."""
+        if self.experts is None:
+            return frozenset((self.intermediate_size,))
+        dense = (self.intermediate_size,) if self.experts.dense_layers else ()
+        return frozenset((self.experts.intermediate_size, *dense))
 
     def window(self, layer: int) -> int:
         """Returns the tokens that a token sees in this layer; 0 is all before it."""
         return self.windows[layer] if self.windows else 0
-
-
-NO_ADVICE = SamplingDefaults(None, None, None, None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,9 +188,11 @@ class Checkpoint(ABC):
         config: the model's facts.
         quantization: how its linear layers are quantised, None where they are not (or where `read_rows` undoes it).
         outlined: it has no weights, only their names, shapes and dtypes; see `outline`.
+        left_out: tensors that belong to no model of text, such as a vision tower's.
     """
 
     outlined = False
+    left_out = 0
 
     def __init__(
         self,

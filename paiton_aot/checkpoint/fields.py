@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import TypeGuard
 
 from paiton_artifacts.errors import CheckpointFormatError
 
@@ -15,6 +16,10 @@ MAX_HEAD_DIM = 1 << 14
 def shown(value: object) -> str:
     """Returns a value from a file as a message shows it: on one line, cut to 80 characters."""
     return repr(value)[:80]
+
+
+def _is_positive(value: object) -> TypeGuard[int | float]:
+    return not isinstance(value, bool) and isinstance(value, int | float) and 0 < value < math.inf
 
 
 class Fields:
@@ -38,7 +43,7 @@ class Fields:
     def number(self, name: str, default: float | None = None) -> float:
         """Returns a positive, finite number."""
         value = self._value(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        if not _is_positive(value):
             raise self._wrong(name, value, "a positive number")
         return float(value)
 
@@ -71,13 +76,27 @@ class Fields:
             raise self._wrong(name, value, "a list of strings")
         return value
 
+    def numbers(self, name: str) -> tuple[float, ...]:
+        """Returns a list of positive, finite numbers."""
+        value = self._value(name, None)
+        if not isinstance(value, list) or not all(map(_is_positive, value)):
+            raise self._wrong(name, value, "a list of positive numbers")
+        return tuple(map(float, value))
+
     def token_ids(self, name: str, vocab_size: int) -> tuple[int, ...]:
         """Returns one or several token ids; absent and null are empty."""
+        return self._below(name, vocab_size, f"token ids below the vocabulary size {vocab_size}")
+
+    def layers(self, name: str, count: int) -> tuple[int, ...]:
+        """Returns the numbers of some of `count` layers; absent and null are empty."""
+        return self._below(name, count, f"numbers of layers below {count}")
+
+    def _below(self, name: str, limit: int, expected: str) -> tuple[int, ...]:
         value = self.values.get(name)
-        ids = value if isinstance(value, list) else [] if value is None else [value]
-        if not all(type(item) is int and 0 <= item < vocab_size for item in ids):
-            raise self._wrong(name, value, f"token ids below the vocabulary size {vocab_size}")
-        return tuple(ids)
+        items = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(type(item) is int and 0 <= item < limit for item in items):
+            raise self._wrong(name, value, expected)
+        return tuple(items)
 
     def _value(self, name: str, default: object) -> object:
         value = self.values.get(name)

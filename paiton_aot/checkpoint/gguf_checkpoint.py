@@ -14,10 +14,15 @@ from numpy.typing import NDArray
 
 from paiton_aot.checkpoint.base import NUMPY_DTYPES, Checkpoint, ModelConfig, SourceTensor, TokenizerFiles
 from paiton_aot.checkpoint.files import CheckpointFile
-from paiton_aot.checkpoint.gguf_config import ROPE_FACTORS, parse_config
+from paiton_aot.checkpoint.gguf_config import LONG_FACTORS, ROPE_FACTORS, SHORT_FACTORS, parse_config
 from paiton_aot.checkpoint.gguf_file import GgufExtent, read_contents
 from paiton_aot.checkpoint.gguf_tokenizer import rebuild_tokenizer
+from paiton_aot.checkpoint.heads import ReorderedHeads, in_order, neighbours
+from paiton_aot.checkpoint.split import split_fused
 from paiton_artifacts.errors import TensorShapeError, UnsupportedArchitectureError, UnsupportedQuantizationError
+
+FACTORS = (ROPE_FACTORS, SHORT_FACTORS, LONG_FACTORS)
+"""Tensors that say how RoPE is scaled."""
 
 STORED = {
     GGMLQuantizationType.BF16: "bf16",
@@ -43,14 +48,28 @@ NAMES = {
 """llama.cpp's names of modules, and Hugging Face's."""
 
 HEAD_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
-WEIGHTS_OF: Mapping[str, Mapping[str, str]] = {"Qwen3ForCausalLM": {**NAMES, **HEAD_NORMS}}
+AROUND_BLOCKS = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+WEIGHTS_OF: Mapping[str, Mapping[str, str]] = {
+    "Gemma2ForCausalLM": NAMES | AROUND_BLOCKS,
+    "Gemma3ForCausalLM": NAMES | AROUND_BLOCKS | HEAD_NORMS,
+    "Phi3ForCausalLM": NAMES | {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"},
+    "Qwen3ForCausalLM": NAMES | HEAD_NORMS,
+}
 BIASES_OF: Mapping[str, Mapping[str, str]] = {
     "Qwen2ForCausalLM": {name: NAMES[name] for name in ("attn_q", "attn_k", "attn_v")}
 }
 """What architectures have that differ from Llama: modules with weights, modules with biases."""
 
 PERMUTED = ("self_attn.q_proj.weight", "self_attn.k_proj.weight")
-"""In files of the architecture `llama`; those of the others are as in Hugging Face's checkpoints."""
+"""In files of the architecture `llama`, whose rows llama.cpp's converter puts in the order of `heads.neighbours`; those
+of the others are as in Hugging Face's checkpoints."""
+
+NORMS_PLUS_ONE = ("GemmaForCausalLM", "Gemma2ForCausalLM", "Gemma3ForCausalLM")
+"""Architectures whose norms are stored with the 1 that Hugging Face's leave to the model."""
 
 
 class GgufTensor(SourceTensor):
@@ -60,42 +79,33 @@ class GgufTensor(SourceTensor):
         name: canonical name.
         extent: where it is stored.
         file: the open file.
-        head_dim: of a q or k projection, whose rows llama.cpp's converter permuted within each head so that rotary
-            pairs are neighbours; 0 for all others.
     """
 
-    def __init__(self, name: str, extent: GgufExtent, file: CheckpointFile, head_dim: int) -> None:
+    def __init__(self, name: str, extent: GgufExtent, file: CheckpointFile) -> None:
         super().__init__(name, extent.shape, STORED.get(extent.kind, "bf16"))
         self._extent = extent
         self._file = file
-        self._head_dim = head_dim
         # Of a row as it is read, not as it is stored: a vector has as many rows as elements.
         self._row_bytes = extent.nbytes // extent.shape[0]
 
     def _read(self, start: int, stop: int) -> NDArray[np.generic]:
-        rows = self._stored_rows(start, stop)
+        data = self._file.read(self._extent.offset + start * self._row_bytes, (stop - start) * self._row_bytes)
+        rows = data.reshape(stop - start, self._row_bytes)
         if self._extent.kind in STORED:
             return rows.view(NUMPY_DTYPES[self.dtype])
         values: NDArray[np.float32] = dequantize(rows, self._extent.kind)
         return values.astype(ml_dtypes.bfloat16)
 
-    def _stored_rows(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """Returns the bytes [stop - start, bytes per row] of the rows, in Hugging Face's order."""
-        if not self._head_dim:
-            return self._read_bytes(start, stop)
-        head, half = self._head_dim, self._head_dim // 2
-        first = start // head * head
-        last = min(-(-stop // head) * head, self.rows)
-        # Row i of the first half of a head is stored at 2 i, row i of the second half at 2 i + 1.
-        wanted = np.arange(start, stop)
-        within = wanted % head
-        stored = wanted - within + within % half * 2 + within // half
-        rows: NDArray[np.uint8] = self._read_bytes(first, last)[stored - first]
-        return rows
 
-    def _read_bytes(self, start: int, stop: int) -> NDArray[np.uint8]:
-        data = self._file.read(self._extent.offset + start * self._row_bytes, (stop - start) * self._row_bytes)
-        return data.reshape(stop - start, self._row_bytes)
+class LessOne(SourceTensor):
+    """A vector whose elements are 1 less than those stored, as f32."""
+
+    def __init__(self, stored: SourceTensor) -> None:
+        super().__init__(stored.name, stored.shape, "f32")
+        self._stored = stored
+
+    def _read(self, start: int, stop: int) -> NDArray[np.generic]:
+        return self._stored.read_rows(start, stop).astype(np.float32) - np.float32(1)
 
 
 class GgufCheckpoint(Checkpoint):
@@ -103,18 +113,22 @@ class GgufCheckpoint(Checkpoint):
 
     def __init__(self, path: Path) -> None:
         self._file = CheckpointFile(path)
+        from paiton_aot.models import ARCHITECTURES  # noqa: PLC0415  (which are made of checkpoints)
+
         try:
             contents = read_contents(self._file)
             self._metadata = contents.metadata
             _check_types(contents.tensors, path)
-            factors = contents.tensors.get(ROPE_FACTORS)
+            factors = {name: contents.tensors.pop(name) for name in FACTORS if name in contents.tensors}
             config = parse_config(
                 contents.metadata,
                 str(path),
                 tied="output.weight" not in contents.tensors,
-                rope_factors=None if factors is None else _read_vector(factors, self._file),
+                rope_factors={name: _read_vector(extent, self._file) for name, extent in factors.items()},
             )
-            tensors = _canonical(contents.tensors, config, self._file)
+            stored = _canonical(contents.tensors, config, self._file)
+            split = split_fused(stored, ARCHITECTURES[config.architecture].fused(config), config.layers)
+            tensors, _ = in_order(split, None, config)
         except BaseException:
             self._file.close()
             raise
@@ -154,7 +168,7 @@ def _is_readable(kind: GGMLQuantizationType) -> bool:
 
 
 def _read_vector(extent: GgufExtent, file: CheckpointFile) -> list[float]:
-    values = GgufTensor(extent.name, extent, file, 0).read_rows(0, extent.shape[0])
+    values = GgufTensor(extent.name, extent, file).read_rows(0, extent.shape[0])
     return [float(value) for value in values.astype(np.float32).reshape(-1)]
 
 
@@ -167,21 +181,23 @@ def _canonical(stored: Mapping[str, GgufExtent], config: ModelConfig, file: Chec
     """
     tensors: dict[str, SourceTensor] = {}
     for extent in stored.values():
-        if extent.name == ROPE_FACTORS:
-            continue
         name = _canonical_name(extent.name, config.architecture, str(file.path))
         if len(extent.shape) < 2 and extent.kind not in STORED:
             raise TensorShapeError(
                 f"vector {extent.name} of {file.path} has type {extent.kind.name}", hint="convert the model again"
             )
-        permuted = config.architecture == "LlamaForCausalLM" and name.endswith(PERMUTED)
-        head_dim = config.head_dim if permuted else 0
-        if head_dim and (len(extent.shape) < 2 or extent.shape[0] % head_dim or head_dim % 2):
-            raise TensorShapeError(
-                f"tensor {extent.name} of {file.path} has shape {list(extent.shape)}, not heads of {head_dim} rows",
-                hint="convert the model again",
-            )
-        tensors[name] = GgufTensor(name, extent, file, head_dim)
+        tensor: SourceTensor = GgufTensor(name, extent, file)
+        if config.architecture == "LlamaForCausalLM" and name.endswith(PERMUTED):
+            head_dim = config.head_dim
+            if len(extent.shape) < 2 or extent.shape[0] % head_dim or head_dim % 2:
+                raise TensorShapeError(
+                    f"tensor {extent.name} of {file.path} has shape {list(extent.shape)}, not heads of {head_dim} rows",
+                    hint="convert the model again",
+                )
+            tensor = ReorderedHeads(tensor, neighbours(head_dim))
+        elif config.architecture in NORMS_PLUS_ONE and name.endswith("norm.weight"):
+            tensor = LessOne(tensor)
+        tensors[name] = tensor
     return tensors
 
 

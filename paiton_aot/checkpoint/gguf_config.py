@@ -7,19 +7,32 @@ from collections.abc import Mapping, Sequence
 
 from paiton_aot.checkpoint.base import ModelConfig
 from paiton_aot.checkpoint.fields import MAX_HEAD_DIM, MAX_LAYERS, Fields, shown
+from paiton_aot.checkpoint.gguf_variants import Found, with_variant
 from paiton_aot.checkpoint.rope import DEFAULT_ROPE_THETA, Llama3Scaling
 from paiton_artifacts.errors import UnsupportedArchitectureError, UnsupportedError
 
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+ARCHITECTURES = {
+    "gemma": "GemmaForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3": "Gemma3ForCausalLM",
+    "llama": "LlamaForCausalLM",
+    "phi3": "Phi3ForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
 """llama.cpp's names, and the classes in transformers. Its `llama` is Mistral, too."""
 
 ROPE_FACTORS = "rope_freqs.weight"
+SHORT_FACTORS, LONG_FACTORS = "rope_factors_short.weight", "rope_factors_long.weight"
+SCALINGS = {"gemma3": ("none", "linear"), "phi3": ("none", "longrope")}
+"""Kinds of RoPE scaling by architecture; only "none" elsewhere."""
+
 LLAMA3 = Llama3Scaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=8192)
 EOS_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
 def parse_config(
-    metadata: Mapping[str, object], what: str, *, tied: bool, rope_factors: Sequence[float] | None
+    metadata: Mapping[str, object], what: str, *, tied: bool, rope_factors: Mapping[str, Sequence[float]]
 ) -> ModelConfig:
     """Returns the model's facts.
 
@@ -27,7 +40,7 @@ def parse_config(
         metadata: of the file.
         what: names the file in errors.
         tied: the file has no output matrix of its own.
-        rope_factors: what llama.cpp divides the rotary frequencies by, where the file says so.
+        rope_factors: what llama.cpp divides the rotary frequencies by, by the names of the tensors that say so.
 
     Raises:
         UnsupportedArchitectureError: an architecture, or a variant of one, that we do not read.
@@ -42,7 +55,8 @@ def parse_config(
     head_dim = fields.integer(f"{kind}.attention.key_length", hidden // heads, limit=MAX_HEAD_DIM)
     if heads % kv_heads:
         raise fields.error(f"{heads} attention heads for {kv_heads} KV heads, which do not divide them")
-    for name in (f"{kind}.rope.dimension_count", f"{kind}.attention.value_length"):
+    whole = () if kind == "phi3" else (f"{kind}.rope.dimension_count",)
+    for name in (*whole, f"{kind}.attention.value_length"):
         if fields.integer(name, head_dim) != head_dim:
             raise UnsupportedError(f"{what} has {name} {metadata[name]}", hint=f"supported: the head size, {head_dim}")
     tokens = metadata.get("tokenizer.ggml.tokens")
@@ -50,7 +64,7 @@ def parse_config(
     theta = fields.number(f"{kind}.rope.freq_base", DEFAULT_ROPE_THETA)
     bos = fields.token_ids("tokenizer.ggml.bos_token_id", vocab_size)
     eos = [id_ for key in EOS_KEYS for id_ in fields.token_ids(f"tokenizer.ggml.{key}", vocab_size)]
-    return ModelConfig(
+    config = ModelConfig(
         architecture=ARCHITECTURES[kind],
         layers=fields.integer(f"{kind}.block_count", limit=MAX_LAYERS),
         hidden_size=hidden,
@@ -62,11 +76,14 @@ def parse_config(
         max_position=fields.integer(f"{kind}.context_length"),
         rms_norm_eps=fields.number(f"{kind}.attention.layer_norm_rms_epsilon"),
         rope_theta=theta,
-        rope_scaling=_scaling(rope_factors, theta, head_dim, what),
+        rope_scaling=_scaling(rope_factors.get(ROPE_FACTORS), theta, head_dim, what),
         tied_embeddings=tied,
         bos_token_id=bos[0] if bos else None,
         eos_token_ids=tuple(dict.fromkeys(eos)),
     )
+    rotary_dim = fields.integer(f"{kind}.rope.dimension_count", head_dim)
+    short, long = (rope_factors.get(name, ()) for name in (SHORT_FACTORS, LONG_FACTORS))
+    return with_variant(kind, Found(fields, config, rotary_dim, short, long))
 
 
 def _check_variant(fields: Fields) -> str:
@@ -88,9 +105,11 @@ def _check_variant(fields: Fields) -> str:
         )
     scaling = metadata.get(f"{architecture}.rope.scaling.type", "none")
     linear = metadata.get(f"{architecture}.rope.scale_linear", 1.0)
-    if scaling != "none" or linear != 1.0:
+    if scaling not in SCALINGS.get(architecture, ("none",)) or linear != 1.0:
         facts = f"rope.scaling.type {shown(scaling)}" if scaling != "none" else f"rope.scale_linear {shown(linear)}"
-        raise UnsupportedError(f"{what} has {facts}", hint="supported: none, and Llama 3's rope_freqs")
+        raise UnsupportedError(
+            f"{what} has {facts}", hint="supported: none, Llama 3's rope_freqs, linear in Gemma 3, longrope in Phi-3"
+        )
     return architecture
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from gguf.constants import TokenType
 
 from paiton_aot.checkpoint.base import ModelConfig, TokenizerFiles
 from paiton_aot.checkpoint.fields import shown
 from paiton_aot.checkpoint.huggingface_tokenizer import check_loads
-from paiton_aot.checkpoint.pieces import Piece, PieceKind, PieceModel, as_bytes, tokenizer_document
+from paiton_aot.checkpoint.pieces import Piece, PieceKind, PieceModel, tokenizer_document
+from paiton_aot.checkpoint.tokenizer_json import added_token, as_bytes, assemble
 from paiton_artifacts.errors import TokenizerError
 
 FROM_ORIGINAL = "build from the original Hugging Face directory"
@@ -28,6 +30,13 @@ LLAMA3_PATTERN = rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_SIGNS}|{_SPACES}"
 QWEN2_PATTERN = rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}|{_SIGNS}|{_SPACES}"
 TEKKEN_PATTERN = (
     rf"{_START}[{_UPPER}]*[{_LOWER}]+|{_START}[{_UPPER}]+[{_LOWER}]*|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
+)
+
+
+_SUFFIX = rf"{_CONTRACTIONS}?"
+O200K_PATTERN = (
+    rf"{_START}[{_UPPER}]*[{_LOWER}]+{_SUFFIX}|{_START}[{_UPPER}]+[{_LOWER}]*{_SUFFIX}|\p{{N}}{{1,3}}"
+    rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
 )
 
 
@@ -74,9 +83,15 @@ PRE_TOKENIZERS: Mapping[str, Splitting] = {
     **dict.fromkeys(("codeshell", "refact", "starcoder"), _DIGITS),
     **dict.fromkeys(("llama-bpe", "llama3", "llama-v3"), _LLAMA3),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), _QWEN2),
+    "dbrx": Splitting(_split(LLAMA3_PATTERN)),  # Phi-4
+    "gpt-4o": Splitting(_split(O200K_PATTERN)),  # Phi-4-mini
     "tekken": Splitting(_split(TEKKEN_PATTERN), ignore_merges=True, add_bos=True),
 }
 """By `tokenizer.ggml.pre`. The patterns are those of the models' own tokenizer.json, as llama.cpp cites them."""
+
+PHI3_BARE = ("<unk>", "<s>", "<|endoftext|>")
+"""Phi-3's added tokens that leave what is behind them. The others take the whitespace there, which no key of a file
+says; llama.cpp goes by the model's name, too."""
 
 SPECIAL_IDS = {"bos_token": "bos_token_id", "eos_token": "eos_token_id", "unk_token": "unknown_token_id"}
 SPECIAL_IDS |= {"sep_token": "seperator_token_id", "pad_token": "padding_token_id"}  # spelled so in the format
@@ -105,6 +120,8 @@ def rebuild_tokenizer(metadata: Mapping[str, object], config: ModelConfig, what:
     tokens = _strings(metadata, "tokens", what)
     if model == "llama":
         document, adds_bos = tokenizer_document(_pieces(metadata, tokens, what), what, FROM_ORIGINAL), True
+        if metadata.get("general.architecture") == "phi3":
+            _take_spaces(document["added_tokens"])
     else:
         splitting = _splitting(metadata, what)
         document, adds_bos = _byte_level(metadata, tokens, splitting, what), splitting.add_bos
@@ -121,6 +138,12 @@ def rebuild_tokenizer(metadata: Mapping[str, object], config: ModelConfig, what:
     )
 
 
+def _take_spaces(added_tokens: Any) -> None:  # noqa: ANN401  (JSON)
+    """Lets Phi-3's added tokens take the whitespace behind them."""
+    for token in added_tokens:
+        token["rstrip"] = token["content"] not in PHI3_BARE
+
+
 def _splitting(metadata: Mapping[str, object], what: str) -> Splitting:
     pre = metadata.get("tokenizer.ggml.pre", "default")
     if not isinstance(pre, str) or pre not in PRE_TOKENIZERS:
@@ -135,17 +158,13 @@ def _byte_level(
 ) -> dict[str, object]:
     """Returns the content of a byte-level BPE's tokenizer.json."""
     merges = _strings(metadata, "merges", what)
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": _added_tokens(tokens, metadata.get("tokenizer.ggml.token_type"), what),
-        "normalizer": splitting.normalizer,
-        "pre_tokenizer": splitting.pre_tokenizer,
-        "post_processor": None,
-        "decoder": {**BYTE_LEVEL, "add_prefix_space": True},
-        "model": _model(tokens, merges, ignore_merges=splitting.ignore_merges, what=what),
-    }
+    return assemble(
+        _added_tokens(tokens, metadata.get("tokenizer.ggml.token_type"), what),
+        splitting.normalizer,
+        splitting.pre_tokenizer,
+        {**BYTE_LEVEL, "add_prefix_space": True},
+        _model(tokens, merges, ignore_merges=splitting.ignore_merges, what=what),
+    )
 
 
 def _pieces(metadata: Mapping[str, object], tokens: Sequence[str], what: str) -> PieceModel:
@@ -197,15 +216,7 @@ def _added_tokens(tokens: Sequence[str], types: object, what: str) -> list[dict[
     if not isinstance(types, list) or len(types) != len(tokens):
         raise TokenizerError(f"{what} has no token type for each of its {len(tokens)} tokens", hint=FROM_ORIGINAL)
     return [
-        {
-            "id": index,
-            "content": token,
-            "single_word": False,
-            "lstrip": False,
-            "rstrip": False,
-            "normalized": False,
-            "special": kind == TokenType.CONTROL,
-        }
+        {"id": index, **added_token(token, special=kind == TokenType.CONTROL, normalized=False)}
         for index, (token, kind) in enumerate(zip(tokens, types, strict=True))
         if kind in (TokenType.CONTROL, TokenType.USER_DEFINED)
     ]

@@ -10,23 +10,27 @@ from paiton_aot.checkpoint.base import Checkpoint, SourceTensor, TokenizerFiles
 from paiton_aot.checkpoint.fields import Fields, shown
 from paiton_aot.checkpoint.files import AGAIN, CheckpointFile, read_object
 from paiton_aot.checkpoint.generation_config import sampling_defaults
+from paiton_aot.checkpoint.heads import in_order
 from paiton_aot.checkpoint.huggingface_tokenizer import read_tokenizer
+from paiton_aot.checkpoint.multimodal import text_config, text_names
 from paiton_aot.checkpoint.outline import outline as outline_tensors
 from paiton_aot.checkpoint.quantization.parse import parse_quantization
 from paiton_aot.checkpoint.safetensors_file import read_header
-from paiton_aot.checkpoint.split import split_fused
+from paiton_aot.checkpoint.split import Renamed, split_fused
 from paiton_aot.checkpoint.transformers_config import parse_config
 from paiton_artifacts.errors import (
     CheckpointFormatError,
     CheckpointNotFoundError,
     DuplicateTensorError,
     MissingTensorError,
+    UnsupportedError,
 )
 from paiton_artifacts.schema import SamplingDefaults
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MODELOPT = "hf_quant_config.json"
+MERGED_EXPERTS = ".experts.gate_up_proj"
 MAX_SHARDS = 4096
 
 
@@ -48,7 +52,8 @@ class HuggingFaceCheckpoint(Checkpoint):
         config_path = path / "config.json"
         if not config_path.is_file():
             raise CheckpointNotFoundError(f"{path} holds no config.json", hint="give the directory of a checkpoint")
-        config = read_object(config_path)
+        stated = read_object(config_path)
+        config = text_config(stated, str(config_path))
         generation_path = path / "generation_config.json"
         generation = read_object(generation_path) if generation_path.is_file() else {}
         facts = parse_config(config, generation, str(config_path))
@@ -58,12 +63,22 @@ class HuggingFaceCheckpoint(Checkpoint):
         with contextlib.ExitStack() as opened:
             fused = ARCHITECTURES[facts.architecture].fused(facts)
             self.outlined = outline and lacks_weights(path)
+            opened_tensors = {} if self.outlined else _open_tensors(path, opened)
+            names = list(_read_index(path / INDEX) if self.outlined else opened_tensors)
+            own = {name: name for name in names} if config is stated else text_names(names)
+            self.left_out = len(names) - len(own)
             if self.outlined:
-                stored = outline_tensors(_read_index(path / INDEX), facts, config, str(path))
+                stored = outline_tensors(own, facts, config, str(path))
             else:
-                stored = _open_tensors(path, opened)
+                stored = {name: Renamed(name, opened_tensors[other]) for name, other in own.items()}
+            if merged := next((name for name in stored if name.endswith(MERGED_EXPERTS)), None):
+                raise UnsupportedError(
+                    f"{path} holds tensor {merged}, the matrices of all experts in one",
+                    hint="save it expert by expert: save_pretrained(..., save_original_format=True)",
+                )
             tensors = split_fused(stored, fused, facts.layers)
             quantization = parse_quantization(config, tensors, facts.layers, str(config_path), modelopt)
+            tensors, quantization = in_order(tensors, quantization, facts)
             self._files = opened.pop_all()
         origin = config.get("_name_or_path")
         title = Path(origin).name if isinstance(origin, str) else None

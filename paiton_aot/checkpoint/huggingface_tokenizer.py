@@ -10,9 +10,10 @@ from tokenizers import Tokenizer
 from paiton_aot.checkpoint.base import TokenizerFiles
 from paiton_aot.checkpoint.fields import shown
 from paiton_aot.checkpoint.files import parse_object, read_object, read_small_file
-from paiton_aot.checkpoint.pieces import as_bytes, tokenizer_document
+from paiton_aot.checkpoint.pieces import tokenizer_document
 from paiton_aot.checkpoint.sentencepiece_model import parse_sentencepiece
 from paiton_aot.checkpoint.special_tokens import named_tokens, with_declared_tokens
+from paiton_aot.checkpoint.tokenizer_json import as_bytes
 from paiton_artifacts.errors import CheckpointFormatError, TokenizerError
 
 SENTENCEPIECE = "tokenizer.model"

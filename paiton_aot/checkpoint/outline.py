@@ -7,16 +7,17 @@ headers, holds them against the same prescription.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from paiton_aot.checkpoint.base import NUMPY_DTYPES, ModelConfig, SourceTensor
+from paiton_aot.checkpoint.base import NUMPY_DTYPES, Experts, ModelConfig, SourceTensor
 from paiton_aot.checkpoint.fields import Fields, shown
 from paiton_aot.checkpoint.quantization.description import BLOCK
 from paiton_aot.checkpoint.quantization.fp8 import ignored_layers
-from paiton_aot.checkpoint.quantization.modules import FP8
+from paiton_aot.checkpoint.quantization.modules import FP8, LINEAR
 from paiton_aot.checkpoint.quantization.patterns import has_component
 from paiton_artifacts.errors import CheckpointFormatError, CheckpointNotFoundError, UnsupportedQuantizationError
 
@@ -25,6 +26,7 @@ _GRID = "weight_scale_inv"
 _DTYPES = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}
 _SCALES = (_GRID, "weight_scale", "input_scale", "kv_scale", "k_scale", "v_scale", "output_scale", "activation_scale")
 _NORMS = ("layernorm.weight", "norm.weight")
+_EXPERT = re.compile(r"\.experts\.[0-9]+\.")
 
 
 class OutlineTensor(SourceTensor):
@@ -73,6 +75,7 @@ def outline(
     for name in names:
         module, _, kind = name.rpartition(".")
         short = module.removeprefix(_LAYER).partition(".")[2] if module.startswith(_LAYER) else module
+        short = _EXPERT.sub(".experts.*.", short)
         shape = (
             _grid(shapes[short]) if blocks and kind == _GRID and short in shapes else _shape(short, kind, model, shapes)
         )
@@ -81,7 +84,7 @@ def outline(
                 f"the index of {where} names tensor {shown(name)}, whose shape is unknown",
                 hint="fetch the checkpoint's safetensors files, which state shapes",
             )
-        linear = module.startswith(_LAYER) and short in shapes
+        linear = module.startswith(_LAYER) and short in shapes and module.endswith(LINEAR)
         quantized = linear and section is not None and not has_component(module, ignored)
         dtype = "f32" if kind in _SCALES else FP8 if quantized and kind == "weight" else kept
         tensors[name] = OutlineTensor(name, shape, dtype, where)
@@ -89,10 +92,10 @@ def outline(
 
 
 def _module_shapes(model: ModelConfig) -> dict[str, tuple[int, int]]:
-    """Returns the shapes `[N, K]` of all weights but norms, by module; those of layers without the layer's prefix."""
+    """Returns the shapes `[N, K]` of all weights but norms, by module: within the layer, and "*" for any expert."""
     hidden, inter = model.hidden_size, model.intermediate_size
     q_rows, kv_rows = model.attention_heads * model.head_dim, model.kv_heads * model.head_dim
-    return {
+    shapes = {
         "model.embed_tokens": (model.vocab_size, hidden),
         "lm_head": (model.vocab_size, hidden),
         "self_attn.q_proj": (q_rows, hidden),
@@ -104,6 +107,22 @@ def _module_shapes(model: ModelConfig) -> dict[str, tuple[int, int]]:
         "mlp.up_proj": (inter, hidden),
         "mlp.gate_up_proj": (2 * inter, hidden),
         "mlp.down_proj": (hidden, inter),
+    }
+    return shapes | (_expert_shapes(model.experts, hidden) if model.experts else {})
+
+
+def _expert_shapes(experts: Experts, hidden: int) -> dict[str, tuple[int, int]]:
+    wide, narrow = (experts.intermediate_size, hidden), (hidden, experts.intermediate_size)
+    router = (experts.count, hidden)
+    return {
+        "block_sparse_moe.gate": router,
+        "block_sparse_moe.experts.*.w1": wide,
+        "block_sparse_moe.experts.*.w3": wide,
+        "block_sparse_moe.experts.*.w2": narrow,
+        "mlp.gate": router,
+        "mlp.experts.*.gate_proj": wide,
+        "mlp.experts.*.up_proj": wide,
+        "mlp.experts.*.down_proj": narrow,
     }
 
 

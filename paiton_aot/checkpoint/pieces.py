@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
+from paiton_aot.checkpoint.tokenizer_json import added_token, assemble
 from paiton_artifacts.errors import TokenizerError
 
 SPACE = "▁"
@@ -87,22 +87,8 @@ def tokenizer_document(
     normalizer, pre_tokenizer = _spaces(model, first_only=first_only)
     if defined and (odd := _odd_token(model, defined, texts, spaced=pre_tokenizer is None)):
         raise TokenizerError(f"{what} has the user-defined token {odd!r}, which cannot be converted", hint=hint)
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": _added_tokens(model),
-        "normalizer": normalizer,
-        "pre_tokenizer": pre_tokenizer,
-        "post_processor": None,
-        "decoder": _decoder(model),
-        "model": _unigram(model, unknown) if model.algorithm == "Unigram" else _bpe(model, texts[unknown]),
-    }
-
-
-def as_bytes(document: Mapping[str, object]) -> bytes:
-    """Returns a tokenizer.json's bytes; the same for the same content."""
-    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    pieces = _unigram(model, unknown) if model.algorithm == "Unigram" else _bpe(model, texts[unknown])
+    return assemble(_added_tokens(model), normalizer, pre_tokenizer, _decoder(model), pieces)
 
 
 def _odd_token(model: PieceModel, defined: Sequence[str], texts: Sequence[str], *, spaced: bool) -> str | None:
@@ -123,18 +109,10 @@ def _odd_token(model: PieceModel, defined: Sequence[str], texts: Sequence[str], 
 
 def _added_tokens(model: PieceModel) -> list[dict[str, object]]:
     """Returns what is matched whole: control tokens as they stand, user-defined ones in the normalised text."""
-    kinds = (PieceKind.CONTROL, PieceKind.UNKNOWN, PieceKind.USER_DEFINED)
+    defined, kinds = PieceKind.USER_DEFINED, (PieceKind.CONTROL, PieceKind.UNKNOWN, PieceKind.USER_DEFINED)
     return [
-        {
-            "id": index,
-            "content": piece.text,
-            "single_word": False,
-            "lstrip": False,
-            "rstrip": False,
-            "normalized": piece.kind is PieceKind.USER_DEFINED,
-            "special": piece.kind is not PieceKind.USER_DEFINED,
-        }
-        for index, piece in enumerate(model.pieces)
+        {"id": i, **added_token(piece.text, special=piece.kind is not defined, normalized=piece.kind is defined)}
+        for i, piece in enumerate(model.pieces)
         if piece.kind in kinds
     ]
 

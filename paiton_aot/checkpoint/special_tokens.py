@@ -7,6 +7,7 @@ from pathlib import Path
 
 from paiton_aot.checkpoint.fields import shown
 from paiton_aot.checkpoint.files import read_object
+from paiton_aot.checkpoint.tokenizer_json import added_token
 from paiton_artifacts.errors import TokenizerError
 
 NAMES = ("bos_token", "cls_token", "eos_token", "mask_token", "pad_token", "sep_token", "unk_token")
@@ -77,31 +78,20 @@ def _declared(
     """Returns the declared tokens by id, as tokenizer.json writes them."""
     special = set(named.values())
     declared = {
-        vocabulary[text]: _token(text, special=True, normalized=False) for text in special if text in vocabulary
+        vocabulary[text]: added_token(text, special=True, normalized=False) for text in special if text in vocabulary
     }
     listed_path = path / "added_tokens.json"
     for text, index in (read_object(listed_path) if listed_path.is_file() else {}).items():
         if type(index) is not int:
             raise TokenizerError(f"{listed_path} has the id {shown(index)} for {shown(text)}", hint=_HINT)
-        declared[index] = _token(text, special=text in special, normalized=text not in special)
+        declared[index] = added_token(text, special=text in special, normalized=text not in special)
     decoder = config.get("added_tokens_decoder")
     for key, token in (decoder if isinstance(decoder, dict) else {}).items():
         if not key.isdecimal() or not isinstance(token, dict) or not isinstance(token.get("content"), str):
             raise TokenizerError(f"{path} has the added token {shown(token)} with id {shown(key)}", hint=_HINT)
-        plain = _token(token["content"], special=False, normalized=True)
+        plain = added_token(token["content"], special=False, normalized=True)
         declared[int(key)] = {name: token.get(name, default) for name, default in plain.items()}
     return declared
-
-
-def _token(text: str, *, special: bool, normalized: bool) -> dict[str, object]:
-    return {
-        "content": text,
-        "single_word": False,
-        "lstrip": False,
-        "rstrip": False,
-        "normalized": normalized,
-        "special": special,
-    }
 
 
 def _vocabulary(tokenizer: Mapping[str, object]) -> dict[str, int]:

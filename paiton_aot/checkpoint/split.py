@@ -8,10 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paiton_aot.checkpoint.base import SourceTensor
+from paiton_aot.checkpoint.quantization.description import BLOCK
 from paiton_artifacts.errors import TensorShapeError, UnsupportedQuantizationError
-
-BLOCK_ROWS = 128
-"""Rows of a weight that one row of a grid of scales belongs to."""
 
 
 class RowSlice(SourceTensor):
@@ -70,7 +68,7 @@ def _parts(tensor: SourceTensor, parts: Sequence[tuple[str, int]], suffix: str) 
     total = sum(rows for _, rows in parts)
     if tensor.rows * tensor.row_elements == 1:
         return [Renamed(f"{module}.{suffix}", tensor) for module, _ in parts]
-    unit = 1 if tensor.rows == total else BLOCK_ROWS
+    unit = 1 if tensor.rows == total else BLOCK
     if tensor.rows != -(-total // unit) or (unit > 1 and not suffix.startswith("weight_scale")):
         raise TensorShapeError(
             f"tensor {tensor.name} has shape {list(tensor.shape)}, the configuration implies {total} rows",
@@ -78,7 +76,7 @@ def _parts(tensor: SourceTensor, parts: Sequence[tuple[str, int]], suffix: str) 
         )
     if any(rows % unit for _, rows in parts[:-1]):
         raise UnsupportedQuantizationError(
-            f"tensor {tensor.name} has scales of {BLOCK_ROWS} rows that belong to several of its parts",
+            f"tensor {tensor.name} has scales of {BLOCK} rows that belong to several of its parts",
             hint="use a checkpoint whose scales are per tensor or per row",
         )
     slices: list[SourceTensor] = []

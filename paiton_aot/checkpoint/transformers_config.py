@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from paiton_aot.checkpoint.base import ModelConfig
 from paiton_aot.checkpoint.fields import MAX_HEAD_DIM, MAX_LAYERS, Fields
-from paiton_aot.checkpoint.rope import read_rope
+from paiton_aot.checkpoint.rope import expect_whole_heads, read_rope
 
 DEFAULT_MAX_POSITION = 2048
 
@@ -31,7 +31,10 @@ def parse_config(config: Mapping[str, object], generation: Mapping[str, object],
 
     fields = Fields(config, what)
     architecture = architecture_named(_named(config.get("architectures"), tuple(ARCHITECTURES)), what)
-    return architecture.configure(fields, _common(fields, generation, architecture.name))
+    facts = architecture.configure(fields, _common(fields, generation, architecture.name))
+    if not facts.rotary_dim:
+        expect_whole_heads(fields)
+    return facts
 
 
 def _named(architectures: object, known: tuple[str, ...]) -> str:

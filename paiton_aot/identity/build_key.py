@@ -1,7 +1,8 @@
 """The build key: SHA-256 over everything that a bundle's bytes depend on, component by component.
 
 Components are named, so that two keys can be compared: "why was this built again" has an answer. What does not matter
-is left out: where the checkpoint lies and what it is called, the machine, the clock, the cache.
+is left out: where the checkpoint lies and what it is called, the machine, the clock, the cache. A model of the Hugging
+Face hub and its commit matter, as the manifest names them.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from paiton_artifacts.layout import FORMAT_MAJOR, FORMAT_MINOR, RUNTIME_ABI
 _VERSION = 1
 """Counts up when the key is made otherwise."""
 
-_NOT_IN_KEY = {"cache_dir", "commit", "origin", "tuning_tables"}
+_NOT_IN_KEY = {"cache_dir", "origin", "tuning_tables"}
 _SOURCES = {".py", ".c", ".h", ".json"}
 _TOOLS = ("jinja2", "minijinja", "ml_dtypes", "numpy", "tokenizers", "ziglang")
 

@@ -7,18 +7,16 @@ file system's clock would go unnoticed.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
 import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from paiton_aot.sources.remembered import recall, remember
 from paiton_aot.sources.remote import RemoteFile, remote_file
-from paiton_artifacts.errors import CheckpointFormatError, StoreError
-from paiton_artifacts.trust.sign import write_atomically
+from paiton_artifacts.errors import CheckpointFormatError
 
 _SETTLED_NS = 3_000_000_000
 """Age from which on a file's times tell versions apart: the coarsest file systems count in steps of two seconds."""
@@ -86,7 +84,9 @@ class FileDigests:
         try:
             state = _state(os.fstat(descriptor))
             self._states[path] = state
-            digest = self._remembered(path, state)
+            known = {"stat": list(state)}
+            name = str(path.resolve())
+            digest = recall(self._folder, name, known)
             if digest is not None:
                 advance(state[2])
                 return digest
@@ -95,29 +95,9 @@ class FileDigests:
                 raise _changed(path)
         finally:
             os.close(descriptor)
-        self._remember(path, state, digest)
+        if time.time_ns() - max(state[3], state[4]) >= _SETTLED_NS:
+            remember(self._folder, name, known, digest)
         return digest
-
-    def _remembered(self, path: Path, state: State) -> str | None:
-        try:
-            entry = json.loads(self._entry(path).read_bytes())
-        except (OSError, ValueError):
-            return None
-        if not isinstance(entry, dict) or entry.get("state") != list(state):
-            return None
-        digest = entry.get("sha256")
-        return digest if isinstance(digest, str) and len(digest) == 64 else None
-
-    def _remember(self, path: Path, state: State, digest: str) -> None:
-        if time.time_ns() - max(state[3], state[4]) < _SETTLED_NS:
-            return
-        entry = json.dumps({"path": str(path.resolve()), "state": state, "sha256": digest}).encode()
-        with contextlib.suppress(OSError, StoreError):  # a cache that cannot be written costs time, nothing else
-            self._folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._entry(path), entry)
-
-    def _entry(self, path: Path) -> Path:
-        return self._folder / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()}.json"
 
 
 def _state(status: os.stat_result) -> State:

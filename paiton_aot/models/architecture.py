@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from paiton_aot.checkpoint.base import Checkpoint, ModelConfig
+from paiton_aot.checkpoint.base import Checkpoint, Experts, ModelConfig
 from paiton_aot.checkpoint.fields import Fields, shown
 from paiton_aot.models.decoder import Decoder
 from paiton_aot.models.storage import Storage
 from paiton_aot.program import Program
 from paiton_aot.weights import WeightSpec
-from paiton_artifacts.errors import UnsupportedArchitectureError
+from paiton_artifacts.errors import UnsupportedArchitectureError, UnsupportedShapeError
+from paiton_kernels.spec import MAX_EXPERTS, MAX_TOP_K
 
 LOCAL, FULL = "sliding_attention", "full_attention"
 
@@ -93,3 +94,29 @@ def read_windows(fields: Fields, config: ModelConfig, window: int, is_local: Cal
         raise fields.error(f"layer_types {shown(kinds)}, expected {LOCAL} or {FULL} for each of {config.layers} layers")
     everywhere = same_window(config, window)
     return tuple(size if kind == LOCAL else 0 for kind, size in zip(kinds, everywhere, strict=True))
+
+
+def read_experts(
+    fields: Fields, count_name: str, defaults: tuple[int, int], *, intermediate_size: int, normalise: bool
+) -> Experts:
+    """Returns `ModelConfig.experts` of a model whose layers all have them.
+
+    Args:
+        fields: the content of config.json.
+        count_name: what it calls the number of experts.
+        defaults: that number, and the experts of a token, where it says nothing.
+        intermediate_size: of one expert.
+        normalise: see `Experts`.
+
+    Raises:
+        UnsupportedShapeError: more experts than kernels can choose from, or more for a token than they can choose.
+        CheckpointFormatError: a token goes through more experts than there are.
+    """
+    count = fields.integer(count_name, defaults[0])
+    per_token = fields.integer("num_experts_per_tok", defaults[1])
+    for name, value, most in ((count_name, count, MAX_EXPERTS), ("num_experts_per_tok", per_token, MAX_TOP_K)):
+        if value > most:
+            raise UnsupportedShapeError(f"{fields.what} has {name} {value}", hint=f"supported: at most {most}")
+    if per_token > count:
+        raise fields.error(f"num_experts_per_tok {per_token}, more than {count_name} {count}")
+    return Experts(count, per_token, intermediate_size, normalise)

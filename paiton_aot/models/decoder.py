@@ -13,6 +13,8 @@ from paiton_aot.program import (
     AllReduce,
     Attention,
     Embed,
+    ExpertLinear,
+    ExpertSum,
     GatedMul,
     Linear,
     Op,
@@ -20,8 +22,10 @@ from paiton_aot.program import (
     RmsNorm,
     RmsNormAdd,
     RopeKvWrite,
+    Route,
 )
 from paiton_aot.weights import ShardRule, Source, WeightSpec
+from paiton_artifacts.errors import UnsupportedQuantizationError
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -66,16 +70,14 @@ class Decoder:
 
     def frequencies(self, name: str, theta: float, scaling: RopeScaling | None) -> None:
         """Adds a table of rotary inverse frequencies."""
-        head_dim = self.config.head_dim
-        self.specs.append(
-            WeightSpec(
-                name,
-                (),
-                "f32",
-                compute=lambda _: inverse_frequencies(head_dim, theta, scaling),
-                elements=head_dim // 2,
-            )
+        values = inverse_frequencies(
+            self.config.head_dim,
+            theta,
+            scaling,
+            rotary_dim=self.config.rotary_dim,
+            context=self._storage.context,
         )
+        self.specs.append(WeightSpec(name, (), "f32", compute=lambda _: values, elements=len(values)))
 
     def embed(self, *, scaled: bool = False) -> None:
         """Adds the embedding and the frequencies of RoPE; `scaled`: rows are multiplied by sqrt(hidden size)."""
@@ -159,6 +161,38 @@ class Decoder:
         )
         self._residual(layer, "mlp_output", "mlp_post_norm", post_norm)
 
+    def moe(self, layer: int, *, norm: str, block: str, experts: tuple[str, str, str]) -> None:
+        """Adds the mixture of experts of a layer, with its residual connection.
+
+        Args:
+            layer: its number.
+            norm: the module of the norm in front.
+            block: the module, e.g. "mlp", with a router "gate" and "experts", which are numbered.
+            experts: what the gate, up and down projections are called within an expert.
+        """
+        facts, hidden = self.config.experts, self.config.hidden_size
+        if facts is None:
+            raise ValueError(f"{self.config.architecture} has no experts")
+        count, inter = facts.count, facts.intermediate_size
+        prefix, (gate, up, down) = f"layers.{layer}.", experts
+        modules = [f"{block}.experts.{index}." for index in range(count)]
+        self._norm(layer, "x", "mlp_norm", norm, "mlp_input")
+        router = self._router(layer, f"{block}.gate", count)
+        self._ops.append(Route(layer, "mlp_input", router, "routes", count, facts.per_token, normalise=facts.normalise))
+        self._linear(
+            layer,
+            ExpertLinear(layer, "mlp_input", "routes", prefix + "experts.gate_up_proj", "gate_up", count),
+            *(_Projection(module + name, inter, hidden, ShardRule.COLUMN) for module in modules for name in (gate, up)),
+        )
+        self._ops.append(GatedMul(layer, "gate_up", "activated"))
+        self._linear(
+            layer,
+            ExpertLinear(layer, "activated", "routes", prefix + "experts.down_proj", "expert_output", count),
+            *(_Projection(module + down, hidden, inter, ShardRule.ROW) for module in modules),
+        )
+        self._ops.append(ExpertSum(layer, "expert_output", "routes", "mlp_output"))
+        self._residual(layer, "mlp_output", "", "")
+
     def head(self) -> None:
         """Adds the last norm and the output head."""
         config, storage = self.config, self._storage
@@ -192,7 +226,18 @@ class Decoder:
         weight = self._norm_weight(layer, name, module, self.config.hidden_size)
         self._ops.append(RmsNorm(layer, x, weight, out, offset=self.norm_offset))
 
-    def _linear(self, layer: int, op: Linear, *parts: _Projection) -> None:
+    def _router(self, layer: int, module: str, experts: int) -> str:
+        """Adds the weights of a router, which every rank holds."""
+        module = f"model.layers.{layer}.{module}"
+        if self._checkpoint.quantization and self._checkpoint.quantization.is_quantized(module):
+            raise UnsupportedQuantizationError(
+                f"checkpoint {self._checkpoint.name} quantises the router {module}", hint="leave routers in bf16"
+            )
+        source = Source(f"{module}.weight", (experts, self.config.hidden_size), ShardRule.REPLICATED)
+        self.specs.append(WeightSpec(f"layers.{layer}.router", (source,), "bf16"))
+        return f"layers.{layer}.router"
+
+    def _linear(self, layer: int, op: Linear | ExpertLinear, *parts: _Projection) -> None:
         modules = [f"model.layers.{layer}.{part.module}" for part in parts]
         dtype = self._storage.of_linear(self._checkpoint, modules)
         sources = tuple(
@@ -203,7 +248,7 @@ class Decoder:
         self.specs.append(WeightSpec(op.weight, sources, dtype, scale))
         if self._storage.activations == "fp8-static" and dtype == "fp8_e4m3fn":
             self.specs.append(_input_scale(op.weight, modules))
-        if op.bias:
+        if isinstance(op, Linear) and op.bias:
             biases = (
                 Source(f"{module}.bias", (part.rows,), part.rule) for module, part in zip(modules, parts, strict=True)
             )

@@ -1,43 +1,85 @@
 """Inverse frequencies of rotary position embedding, with the scalings that stretch a model's context.
 
-Sources: Meta's reference code for llama3 scaling; Peng et al., "YaRN", 2023, for yarn; both as transformers computes
-them.
+Sources: Meta's reference code for llama3 scaling; Peng et al., "YaRN", 2023, for yarn; Ding et al., "LongRoPE", 2024,
+for longrope; all as transformers computes them.
 """
 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-from paiton_aot.checkpoint.rope import LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
+from paiton_aot.checkpoint.rope import (
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    RopeScaling,
+    YarnScaling,
+    attention_factor,
+)
+from paiton_artifacts.errors import CheckpointFormatError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
-def inverse_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> list[float]:
+def inverse_frequencies(
+    head_dim: int, theta: float, scaling: RopeScaling | None, *, rotary_dim: int = 0, context: int = 0
+) -> list[float]:
     """Returns the head_dim / 2 rotary inverse frequencies (f32 values, radians per position), scaled.
 
     The powers are taken in f32, as transformers takes them.
+
+    Args:
+        head_dim: elements of a head.
+        theta: the base.
+        scaling: what stretches the model's context.
+        rotary_dim: elements that are rotated, 0 for all; the frequencies of the others come last and are 0.
+        context: tokens that the bundle allows, by which longrope chooses its factors.
+
+    Raises:
+        CheckpointFormatError: longrope has not one factor for each frequency.
     """
     import numpy as np  # noqa: PLC0415  (the command line must start without it)
 
-    exponents = np.arange(0, head_dim, 2, dtype=np.int64).astype(np.float32) / np.float32(head_dim)
-    base = [float(value) for value in np.float32(1.0) / np.power(np.float32(theta), exponents)]
+    rotated = rotary_dim or head_dim
+    exponents = np.arange(0, rotated, 2, dtype=np.int64).astype(np.float32) / np.float32(rotated)
+    powers = np.power(np.float32(theta), exponents)
+    if isinstance(scaling, LongRopeScaling):
+        powers *= _checked_factors(scaling, context, len(powers))
+    base = [float(value) for value in np.float32(1.0) / powers]
     if isinstance(scaling, Llama3Scaling):
         base = [_llama3(value, scaling) for value in base]
     elif isinstance(scaling, LinearScaling):
         base = [value / scaling.factor for value in base]
     elif isinstance(scaling, YarnScaling):
-        base = [value * kept for value, kept in zip(base, _yarn(head_dim, theta, scaling), strict=True)]
-    return [float(np.float32(value)) for value in base]
+        base = [value * kept for value, kept in zip(base, _yarn(rotated, theta, scaling), strict=True)]
+    return [float(np.float32(value)) for value in base] + [0.0] * ((head_dim - rotated) // 2)
 
 
 def score_factor(scaling: RopeScaling | None) -> float:
-    """Returns what scaled RoPE multiplies attention's scores by: q and k each get yarn's attention factor."""
-    return scaling.attention_factor**2 if isinstance(scaling, YarnScaling) else 1.0
+    """Returns what scaled RoPE multiplies attention's scores by: q and k each get the attention factor."""
+    return attention_factor(scaling) ** 2
 
 
 def scaling_name(scaling: RopeScaling | None) -> str:
     """Returns what the manifest calls a scaling."""
-    names = {Llama3Scaling: "llama3", LinearScaling: "linear", YarnScaling: "yarn"}
+    names = {Llama3Scaling: "llama3", LinearScaling: "linear", YarnScaling: "yarn", LongRopeScaling: "longrope"}
     return names[type(scaling)] if scaling else "none"
+
+
+def _checked_factors(scaling: LongRopeScaling, context: int, count: int) -> NDArray[np.float32]:
+    """Returns longrope's factors for a context, one for each of `count` frequencies."""
+    import numpy as np  # noqa: PLC0415  (as above)
+
+    for name, factors in (("short_factor", scaling.short_factors), ("long_factor", scaling.long_factors)):
+        if len(factors) != count:
+            raise CheckpointFormatError(
+                f"longrope has {len(factors)} numbers as {name}, for {count} frequencies",
+                hint="configuration and model belong to different releases: fetch the checkpoint again",
+            )
+    return np.asarray(scaling.factors(context), np.float32)
 
 
 def _llama3(frequency: float, scaling: Llama3Scaling) -> float:

@@ -1,6 +1,7 @@
-"""Phi-3: Llama whose qkv and gate/up projections are fused on disk, with a sliding window over all layers.
+"""Phi-3 and Phi-4: Llama whose qkv and gate/up projections are fused on disk.
 
-Source: transformers' `Phi3ForCausalLM`. The long-context models' "longrope" is not computed.
+Some have a sliding window over all layers, some LongRoPE, and some rotate only a part of each head. Source:
+transformers' `Phi3ForCausalLM`.
 """
 
 from __future__ import annotations
@@ -9,23 +10,25 @@ from dataclasses import replace
 
 from paiton_aot.checkpoint.base import ModelConfig
 from paiton_aot.checkpoint.fields import Fields
-from paiton_aot.checkpoint.rope import YarnScaling
+from paiton_aot.checkpoint.rope import YarnScaling, read_rotary_dim
 from paiton_aot.models.architecture import Architecture, Fused, expect_activation, same_window
 from paiton_aot.models.llama import build
 from paiton_artifacts.errors import UnsupportedError
 
 
 def configure(fields: Fields, config: ModelConfig) -> ModelConfig:
-    """Adds the window of every layer.
+    """Adds what of each head is rotated, and the window of every layer.
 
     Raises:
-        UnsupportedError: "yarn", as early releases of this family call longrope.
+        UnsupportedError: "yarn" that is not longrope, as early releases of this family call it.
     """
     expect_activation(fields, "hidden_act", "silu")
     if isinstance(config.rope_scaling, YarnScaling):
         raise UnsupportedError(
-            f"{fields.what} has rope_type yarn, which is longrope in Phi-3", hint="use the 4k model of the family"
+            f"{fields.what} has rope_type yarn without the factors of longrope, which it is in Phi-3",
+            hint="supported: default, longrope",
         )
+    config = replace(config, rotary_dim=read_rotary_dim(fields, config.head_dim))
     if fields.values.get("sliding_window") is None:
         return config
     window = fields.integer("sliding_window")

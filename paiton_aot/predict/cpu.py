@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paiton_artifacts.plan import Plan
+from paiton_kernels.experts import DIRECT_ROWS, SUMS, expected_experts
 from paiton_kernels.linear import WEIGHT_BYTES
-from paiton_kernels.spec import Variant
+from paiton_kernels.spec import Value, Variant
 
 AMOUNTS = (
     "launches",
@@ -83,19 +84,29 @@ def _of_launch(variant: Variant, batch: Batch) -> dict[str, float]:
         return {"attention: multiply-adds": 2.0 * int(macros["Q_HEADS"]) * int(macros["HEAD_DIM"]) * batch.visible}
     if variant.spec.family == "pack":
         return {"rows: elements": float(rows * int(macros["K"]))}
-    if variant.spec.family != "linear":
-        return {}
+    if variant.spec.family == "experts":
+        return _of_experts(macros, rows)
+    return _of_matrix(macros, 1, rows, panels=macros["FORM"] == "PREFILL") if variant.spec.family == "linear" else {}
+
+
+def _of_experts(macros: Mapping[str, Value], tokens: int) -> dict[str, float]:
+    """Returns what the experts that a step is expected to use make of its tokens."""
+    experts, top_k = int(macros["EXPERTS"]), int(macros["TOP_K"])
+    used, rows = expected_experts(experts, top_k, tokens), tokens * top_k
+    return _of_matrix(macros, used, rows, panels=macros["EPILOGUE"] not in SUMS and rows > DIRECT_ROWS * used)
+
+
+def _of_matrix(macros: Mapping[str, Value], matrices: float, rows: int, *, panels: bool) -> dict[str, float]:
     n, k, weight = int(macros["N"]), int(macros["K"]), str(macros["WEIGHT"])
-    if macros["FORM"] == "PREFILL":
-        around = float(rows * n)
+    if panels:
         return {
-            "prefill: weights converted": float(n * k),
+            "prefill: weights converted": matrices * n * k,
             "prefill: multiply-adds": float(rows * n * k),
-            "rows: elements": around,
+            "rows: elements": float(rows * n),
         }
     name = "decode: bytes of bf16 weights" if weight == "BF16" else "decode: bytes of FP8 or INT8 weights"
     return {
-        name: float(n * k * WEIGHT_BYTES[weight]),
+        name: matrices * n * k * WEIGHT_BYTES[weight],
         "decode: multiply-adds": float(rows * n * k),
         "decode: outputs": float(rows * n),  # each a sum over a vector's lanes, however short its row
     }

@@ -12,8 +12,7 @@ from paiton_aot.targets.segments import repeats
 from paiton_artifacts.errors import UsageError
 from paiton_artifacts.plan import LaunchFlag
 from paiton_kernels.gpu.devices import Profile
-
-_WIRE_BYTES = {"FP32": 4, "BF16": 2}
+from paiton_kernels.gpu.linear_shape import ELEMENT_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +111,6 @@ def _communication(draft: GpuDraft, limits: Limits) -> float:
     constants = draft.constants
     ranks = int(constants["TP"])
     if "HIDDEN" in constants:
-        size = draft.step.tokens * int(constants["HIDDEN"]) * _WIRE_BYTES[str(constants["WIRE"])]
+        size = draft.step.tokens * int(constants["HIDDEN"]) * ELEMENT_BYTES[str(constants["WIRE"])]
         return all_reduce_seconds(size, ranks, limits)
     return all_gather_seconds(draft.step.requests * int(constants["SHARE"]) * 4, limits)

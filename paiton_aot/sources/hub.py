@@ -33,11 +33,13 @@ class HubModel(NamedTuple):
 
     Attributes:
         path: the directory of its files.
+        name: its id, `ORG/NAME`.
         url: of the model.
         commit: that the files are of.
     """
 
     path: Path
+    name: str
     url: str
     commit: str
 
@@ -82,7 +84,7 @@ def fetch_model(text: str, progress: Progress) -> HubModel:
     except Exception as error:
         raise _explain(errors, error, name, revision) from error
     progress.event("fetched", f"{name}: commit {path.name}", model=name, commit=path.name)
-    return HubModel(path, f"{hub.constants.ENDPOINT}/{name}", path.name)
+    return HubModel(path, name, f"{hub.constants.ENDPOINT}/{name}", path.name)
 
 
 def _download(hub: Any, errors: Any, name: str, revision: str) -> str:  # noqa: ANN401  (imported late)

@@ -17,11 +17,13 @@ class Located(NamedTuple):
     Attributes:
         path: of a directory or a GGUF file.
         origin: URL that it came from; empty for a path.
-        commit: of a model on the hub; empty otherwise.
+        hub_model: ORG/NAME of a model on the hub; empty otherwise.
+        commit: that its files are of, likewise.
     """
 
     path: Path
     origin: str = ""
+    hub_model: str = ""
     commit: str = ""
 
 
@@ -51,6 +53,6 @@ def located(text: str, progress: Progress) -> Iterator[Located]:
 
         if is_hub_id(text):
             model = fetch_model(text, progress)
-            yield Located(model.path, model.url, model.commit)
+            yield Located(model.path, model.url, model.name, model.commit)
             return
     yield Located(path)

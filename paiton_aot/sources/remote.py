@@ -6,9 +6,7 @@ checkpoints finds it here.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -16,9 +14,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from paiton_artifacts.errors import CheckpointFormatError, StoreError
+from paiton_aot.sources.remembered import recall, remember
+from paiton_artifacts.errors import CheckpointFormatError
 from paiton_artifacts.store.client import ObjectInfo, Store
-from paiton_artifacts.trust.sign import write_atomically
 
 if TYPE_CHECKING:
     from obstore import Bytes
@@ -131,13 +129,11 @@ class RemoteFile:
         Raises:
             StoreError: the store fails.
         """
-        state = {"url": self.url, "etag": self._info.etag, "size": self.size}
-        entry = folder / f"{hashlib.sha256(json.dumps(state).encode()).hexdigest()}.json"
-        with contextlib.suppress(OSError, ValueError):
-            known = json.loads(entry.read_bytes())
-            if isinstance(known, dict) and known.get("state") == state and len(str(known.get("sha256"))) == 64:
-                advance(self.size)
-                return str(known["sha256"])
+        state = {"etag": self._info.etag, "size": self.size}
+        known = recall(folder, self.url, state)
+        if known is not None:
+            advance(self.size)
+            return known
         digest = hashlib.sha256()
         told = end = 0
         for offset, piece in self._blocks.store.pieces(self._info.key, self.size) if self.size else ():
@@ -150,9 +146,7 @@ class RemoteFile:
                 told = end
         found = digest.hexdigest()
         if self._info.etag is not None:
-            with contextlib.suppress(OSError, StoreError):  # a cache that cannot be written costs time, nothing else
-                folder.mkdir(parents=True, exist_ok=True)
-                write_atomically(entry, json.dumps({"state": state, "sha256": found}).encode())
+            remember(folder, self.url, state, found)
         return found
 
     def check_unchanged(self) -> None:

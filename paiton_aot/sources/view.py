@@ -15,9 +15,10 @@ from urllib.parse import urlsplit
 
 from paiton_aot.checkpoint.files import MAX_JSON_BYTES
 from paiton_aot.checkpoint.huggingface import INDEX, SINGLE, named_shards
-from paiton_aot.checkpoint.inventory import SMALL
-from paiton_aot.sources.remote import AHEAD, Blocks, RemoteFile
-from paiton_artifacts.errors import CheckpointNotFoundError, ObjectNotFoundError, UnsupportedError
+from paiton_aot.checkpoint.inventory import SMALL, checkpoint_files
+from paiton_aot.progress import Progress
+from paiton_aot.sources.remote import AHEAD, BLOCK_BYTES, Blocks, RemoteFile, remote_file
+from paiton_artifacts.errors import CheckpointNotFoundError, DiskFullError, ObjectNotFoundError, UnsupportedError
 from paiton_artifacts.store.address import is_registry, parse_root
 from paiton_artifacts.store.client import ObjectInfo, Store
 
@@ -64,6 +65,37 @@ def view(url: str) -> Iterator[Path]:
         if not folder.exists():
             raise CheckpointNotFoundError(f"no checkpoint at {url}", hint="check the URL")
         yield folder
+
+
+def copy_here(path: Path, progress: Progress) -> None:
+    """Copies the weights of a view to where they stand in for it, for those who read files themselves.
+
+    Args:
+        path: of a view; nothing happens to any other checkpoint.
+        progress: where to tell how it gets on.
+
+    Raises:
+        DiskFullError: they do not fit into the temporary directory.
+        StoreError: the store fails.
+    """
+    files = {file: remote for file in checkpoint_files(path).values() if (remote := remote_file(file)) is not None}
+    if not files:
+        return
+    with progress.bar("fetch", sum(remote.size for remote in files.values()), "B") as advance:
+        for file, remote in files.items():
+            buffer = memoryview(bytearray(BLOCK_BYTES))
+            try:
+                with file.open("r+b") as out:
+                    for offset in range(0, remote.size, BLOCK_BYTES):
+                        piece = buffer[: remote.size - offset]
+                        remote.read_into(offset, piece)
+                        out.write(piece)
+                        advance(len(piece))
+            except OSError as error:
+                raise DiskFullError(
+                    f"writing {file}: {error.strerror}", hint="point TMPDIR at a disk that holds the checkpoint"
+                ) from error
+            RemoteFile.leave(file)
 
 
 def _copy_small_files(store: Store, folder: Path) -> list[ObjectInfo | None]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from paiton_artifacts.reader import Bundle
+from paiton_artifacts.record import dataclass
 from paiton_runtime.drivers.base import Part
 
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Literal
 
 from paiton_artifacts.errors import UnsupportedError, UsageError
+from paiton_artifacts.record import dataclass, field
 from paiton_artifacts.schema import MemoryPlan
 
 FORMATS = {"i32": ("i", 4), "u64": ("Q", 8), "f32": ("f", 4)}
@@ -40,6 +40,12 @@ class Sampling:
     frequency_penalty: float = 0.0
     top_logprobs: int = -1  # best tokens to report; -1: not even the sampled one's log-probability
     bias: tuple[tuple[int, float], ...] = ()
+
+    @property
+    def plain_greedy(self) -> bool:
+        """Whether the most probable token is taken as the logits came, and nothing else of them is asked for."""
+        penalised = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
+        return self.temperature == 0 and self.top_logprobs < 0 and not self.bias and not penalised
 
 
 GREEDY = Sampling()
@@ -118,6 +124,7 @@ class StepInput:
         arrays: io field and what it begins with.
         pieces: io field, first element, and what is written there.
         masked_rows: rows whose mask is to be written before sampling.
+        plain_greedy: of every row only the most probable token is asked for, as the logits came.
     """
 
     tokens: int
@@ -126,6 +133,7 @@ class StepInput:
     arrays: list[tuple[str, array[int] | array[float]]] = field(default_factory=list)
     pieces: list[tuple[str, int, array[int] | array[float]]] = field(default_factory=list)
     masked_rows: list[int] = field(default_factory=list)
+    plain_greedy: bool = True
 
 
 def pack(batch: Sequence[Chunk], memory: MemoryPlan, limits: Limits, fields: Mapping[str, object]) -> StepInput:
@@ -166,6 +174,7 @@ def pack(batch: Sequence[Chunk], memory: MemoryPlan, limits: Limits, fields: Map
             logit_rows.append(starts[-1] + i)
             sampling = _sampling_of(chunk, i - (count - chunk.rows))
             rows.append(_row(chunk, sampling, slot, chunk.draw + i - (count - chunk.rows), len(rows)))
+            step.plain_greedy &= sampling.plain_greedy and not chunk.masked
             if chunk.masked:
                 step.masked_rows.append(len(rows) - 1)
             if sampling.bias:

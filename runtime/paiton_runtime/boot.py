@@ -7,16 +7,16 @@ code objects loaded. Nothing runs before all plans are inside their regions and 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
 
 from paiton_artifacts.errors import PlanError
 from paiton_artifacts.plan import Plan
 from paiton_artifacts.reader import Bundle, open_bundle
+from paiton_artifacts.record import dataclass
 from paiton_artifacts.schema import CodeObject, MemoryPlan, PlanFile
 from paiton_runtime.arriving import ArrivingBundle
-from paiton_runtime.budget import Budget, available_memory, plan_budget
+from paiton_runtime.budget import DEFAULT_UTILIZATION, Budget, available_memory, plan_budget
 from paiton_runtime.drivers.base import Driver
 from paiton_runtime.drivers.cpu import CpuDriver, team_size
 from paiton_runtime.goldens import check_golden
@@ -55,7 +55,7 @@ class BootOptions:
     target: str | None = None
     devices: tuple[int, ...] | None = None
     executor: str = "auto"
-    gpu_memory_utilization: float = 0.9
+    gpu_memory_utilization: float = DEFAULT_UTILIZATION
     verify_weights: bool = False
 
 

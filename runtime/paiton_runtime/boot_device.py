@@ -17,25 +17,18 @@ from paiton_artifacts.plan import FAMILIES, Plan
 from paiton_artifacts.reader import Bundle
 from paiton_artifacts.schema import PlanFile
 from paiton_runtime.boot import BootOptions, WeightsLoad, check_goldens, require_families
-from paiton_runtime.budget import DeviceMemory, plan_device_budget
+from paiton_runtime.budget import DeviceMemory, driver_reserve, plan_device_budget
 from paiton_runtime.drivers.device_library import DeviceLibrary
 from paiton_runtime.drivers.gpu import Executor, GpuDriver
-from paiton_runtime.drivers.meetings import check_resident
 from paiton_runtime.ledger import Ledger
 from paiton_runtime.model import Buckets, Model
 from paiton_runtime.targets import DeviceChoice
-
-GRAPH_BYTES = 24 << 20
-"""What a driver was reported to take for one executable graph; kept free for each of them."""
 
 MIB = 1 << 20
 
 BROKEN_GRAPHS: dict[str, str] = {}
 """Why graphs of a driver are not used, by the prefix of its version, e.g. "HIP 6.1". Graph replay of some ROCm releases
 is reported to read stale inputs, but none that names a version has been confirmed here: an entry needs a source."""
-
-UNPLANNED_BYTES = 256 << 20
-"""Kept free for what else a driver allocates by itself (context, printf buffers, stacks)."""
 
 
 def boot_on_devices(bundle: Bundle, choice: DeviceChoice, options: BootOptions, ledger: Ledger) -> Model:
@@ -61,7 +54,7 @@ def boot_on_devices(bundle: Bundle, choice: DeviceChoice, options: BootOptions, 
         with ledger.stage("memory profiling") as row:
             plans = bundle.plan_files(memory.target, memory.profile)
             require_families(plans, memory.target)
-            reserve = UNPLANNED_BYTES + (GRAPH_BYTES * len(plans) if executor == "graph" else 0)
+            reserve = driver_reserve(len(plans) if executor == "graph" else 0)
             budget = plan_device_budget(memory, manifest.model.max_model_len, options.kv_tokens, available, reserve)
             driver.reserve()
             for blob in manifest.blobs:
@@ -120,7 +113,6 @@ def _build(
 ) -> dict[str, Buckets]:
     """Reads plans, loads code and builds graphs; `left` is what the plan leaves of the device's memory."""
     target = choice.memory.target
-    units = min(device.compute_units for device in choice.devices)
     with ledger.stage("graph compilation") as row:
         (code,) = bundle.code_objects(target).values()
         archive = bundle.read_file(code.file)
@@ -128,7 +120,7 @@ def _build(
         driver.load_kernels(archive, kernels)
         ordered = sorted(plans, key=lambda plan: (plan.tokens, plan.requests, FAMILIES.index(plan.family)))
         families: dict[str, Buckets] = {}
-        for graph in driver.build_all(_read(bundle, ordered, kernels, units)):
+        for graph in driver.build_all(_read(bundle, ordered, kernels)):
             family = families.setdefault(graph.plan.family, Buckets([], []))
             family.sizes.append((graph.plan.tokens, graph.plan.requests))
             family.graphs.append(graph)
@@ -142,8 +134,6 @@ def _build(
     return families
 
 
-def _read(bundle: Bundle, plans: Sequence[PlanFile], kernels: dict[str, Kernel], units: int) -> Iterator[Plan]:
+def _read(bundle: Bundle, plans: Sequence[PlanFile], kernels: dict[str, Kernel]) -> Iterator[Plan]:
     for entry in plans:
-        plan = bundle.load_plan(entry, kernels)
-        check_resident(plan, units)
-        yield plan
+        yield bundle.load_plan(entry, kernels)

@@ -7,11 +7,20 @@ context, but at most half of the memory that the rest of the plan leaves, and at
 from __future__ import annotations
 
 import resource
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from paiton_artifacts.errors import OutOfMemoryError, UsageError
+from paiton_artifacts.record import dataclass
 from paiton_artifacts.schema import MemoryPlan
+
+DEFAULT_UTILIZATION = 0.9
+"""Share of a device's memory that a process may use, unless it is told otherwise; vLLM's default."""
+
+GRAPH_BYTES = 24 << 20
+"""What a driver was reported to take for one executable graph; kept free for each of them."""
+
+UNPLANNED_BYTES = 256 << 20
+"""Kept free for what else a driver allocates by itself (context, printf buffers, stacks)."""
 
 _CGROUP = "/sys/fs/cgroup"
 
@@ -88,6 +97,22 @@ class DeviceMemory:
         return max(0, self.free - int(self.total * (1 - self.utilization)))
 
 
+def driver_reserve(graphs: int) -> int:
+    """Returns the bytes to leave to a device's driver, which holds this many executable graphs."""
+    return UNPLANNED_BYTES + GRAPH_BYTES * graphs
+
+
+def device_kv_room(memory: MemoryPlan, usable: int, reserve: int) -> int:
+    """Returns how many KV blocks fit a device beside everything else; below 0 where that does not fit itself.
+
+    Args:
+        memory: the bundle's plan for one rank, which has the device for itself.
+        usable: bytes that may be taken.
+        reserve: of them, bytes to leave to the driver.
+    """
+    return (usable - reserve - memory.fixed_bytes) // memory.kv_block_bytes
+
+
 def plan_device_budget(
     memory: MemoryPlan, max_model_len: int, kv_tokens: int | None, device: DeviceMemory, reserve: int
 ) -> Budget:
@@ -107,8 +132,8 @@ def plan_device_budget(
         OutOfMemoryError: the plan does not fit; the message has its numbers.
         UsageError: `kv_tokens` is not positive.
     """
-    fixed = memory.weights_bytes + memory.io_bytes + memory.scratch_bytes + memory.comm_bytes
-    room = (device.usable - reserve - fixed) // memory.kv_block_bytes
+    fixed = memory.fixed_bytes
+    room = device_kv_room(memory, device.usable, reserve)
     one_request = -(-max_model_len // memory.kv_block_tokens)
     if kv_tokens is None:
         blocks = max(1, min(one_request * memory.max_requests, room))

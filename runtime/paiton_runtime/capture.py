@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from paiton_artifacts.errors import CaptureMismatchError, DriverError, PaitonError
 from paiton_artifacts.kernel_table import Kernel
 from paiton_artifacts.plan import LaunchFlag
+from paiton_artifacts.record import dataclass
 from paiton_runtime.drivers.device_functions import LOSSY_QUERY
 from paiton_runtime.drivers.device_graphs import COPY_NODE, KERNEL_NODE
 from paiton_runtime.drivers.device_launch import HostCopy

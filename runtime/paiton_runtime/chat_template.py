@@ -6,10 +6,10 @@ import datetime as dt
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from paiton_artifacts.errors import UsageError
+from paiton_artifacts.record import dataclass
 
 if TYPE_CHECKING:
     import minijinja

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 from paiton_artifacts.errors import PromptTooLongError, UsageError
+from paiton_artifacts.record import dataclass, field
 from paiton_runtime.kv import BlockPool, CachedSequence
 from paiton_runtime.model import GREEDY, Chunk, Model, Sampling
 
@@ -151,6 +151,6 @@ class Generator:
         start = len(cache.tokens)
         cache.reserve(start + len(tokens))
         chunk = Chunk(tokens, start, cache.blocks, "last" if logits == "last" else "none", sampling, draw)
-        result = self.model.step([chunk])
+        result = self.model.run(self.model.prepare([chunk]))
         cache.tokens += tokens
         return result.sampled[0] if result.sampled else -1

@@ -64,6 +64,9 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "paiton_code_symbol": (_pointer, [_pointer, ctypes.c_char_p]),
     "paiton_code_close": (ctypes.c_int, [_pointer]),
     "paiton_code_error": (ctypes.c_char_p, []),
+    "paiton_encoder_create": (ctypes.c_int, [ctypes.c_char_p, _u64, ctypes.POINTER(_pointer)]),
+    "paiton_encoder_destroy": (None, [_pointer]),
+    "paiton_encode": (ctypes.c_int, [_pointer, ctypes.c_char_p, _u64, _pointer, ctypes.POINTER(_u64)]),
     "paiton_program_create": (
         ctypes.c_int,
         [ctypes.POINTER(PlanRecords), ctypes.POINTER(_u64), _u32, ctypes.POINTER(_pointer)],
@@ -119,8 +122,13 @@ def _load(path: Path) -> ctypes.CDLL:
     return loaded
 
 
-def _check(status: int, operation: str) -> None:
-    """Raises for a negative errno, naming the operation."""
+def check(status: int, operation: str) -> None:
+    """Raises for a negative errno of the library, naming the operation.
+
+    Raises:
+        OutOfMemoryError: it was ENOMEM.
+        ResourceError: it was anything else.
+    """
     if status == 0:
         return
     text = os.strerror(-status)
@@ -164,7 +172,7 @@ class Mapping:
         status = library().paiton_map_file(own, size, ctypes.byref(address))
         if status:
             os.close(own)
-        _check(status, f"mapping {size} bytes of {what}")
+        check(status, f"mapping {size} bytes of {what}")
         return cls(address.value or 0, size, own)
 
     @classmethod
@@ -173,7 +181,7 @@ class Mapping:
         if size == 0:
             return cls(0, 0)
         address = _pointer()
-        _check(
+        check(
             library().paiton_map_anonymous(size, ctypes.byref(address)),
             f"reserving {size} bytes for {what}",
         )
@@ -189,7 +197,7 @@ class Mapping:
             raise PaitonError("only file mappings are populated")
         status = library().paiton_populate(self._descriptor, self.address, self.size, threads, ctypes.byref(stop.flag))
         if status != -errno.ECANCELED:
-            _check(status, "reading weights")
+            check(status, "reading weights")
 
     def view(self, offset: int, size: int, letter: str) -> memoryview[Any]:
         """Returns `size` bytes from `offset` as elements of a native struct letter; valid until close."""
@@ -202,7 +210,7 @@ class Mapping:
     def close(self) -> None:
         """Unmaps; views must no longer be used."""
         if self.address:
-            _check(library().paiton_unmap(self.address, self.size), "unmapping")
+            check(library().paiton_unmap(self.address, self.size), "unmapping")
             self.address = 0
         if self._descriptor is not None:
             os.close(self._descriptor)
@@ -294,7 +302,7 @@ class Program:
         )
         if status == -errno.EINVAL:
             raise PaitonError("a launch or relocation points outside the plan")
-        _check(status, "unrolling a plan")
+        check(status, "unrolling a plan")
         self.handle = handle.value
         self.launches: int = library().paiton_program_launches(handle)
 
@@ -323,7 +331,7 @@ class Group:
             raise PaitonError(f"{len(cpus)} processors given for {ranks * workers} threads")
         handle = _pointer()
         placement = None if cpus is None else (ctypes.c_int32 * len(cpus))(*cpus)
-        _check(
+        check(
             library().paiton_group_create(ranks, workers, spin_nanoseconds, placement, ctypes.byref(handle)),
             f"starting {ranks * workers - 1} threads",
         )

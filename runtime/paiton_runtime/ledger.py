@@ -6,7 +6,8 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+
+from paiton_artifacts.record import dataclass
 
 STAGES = (
     "open",

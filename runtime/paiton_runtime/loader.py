@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from typing import NoReturn, Protocol
 
 from paiton_artifacts.errors import (
@@ -24,6 +23,7 @@ from paiton_artifacts.errors import (
     ResourceError,
     StoreError,
 )
+from paiton_artifacts.record import dataclass
 from paiton_artifacts.schema import Chunk
 from paiton_runtime.drivers.device_functions import address_of
 from paiton_runtime.drivers.device_library import DeviceLibrary

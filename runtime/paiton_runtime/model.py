@@ -1,7 +1,8 @@
 """A booted model: runs steps of ragged batches, and gives logits and sampled tokens.
 
 A step has two halves, the forward plan and the sample plan: what is only needed for sampling, such as a grammar's mask,
-may be computed while the first half runs.
+may be computed while the first half runs. Where ranks have the logits of a share of the vocabulary each, a greedy plan
+takes the place of the sample plan in steps that ask for the most probable tokens only: it leaves no whole logits.
 """
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from paiton_artifacts.errors import PaitonError, UnsupportedError, UsageError
 from paiton_artifacts.layout import Region
+from paiton_artifacts.record import dataclass
 from paiton_artifacts.schema import Manifest, MemoryPlan
 from paiton_runtime.batch import FORMATS, GREEDY, OFF, Chunk, Limits, Sampling, StepInput, pack
 from paiton_runtime.drivers.base import Driver, Graph
@@ -41,13 +42,21 @@ class StepResult:
     _report: Callable[[int, int], RowReport]
 
     def logits(self, row: int) -> memoryview[Any]:
-        """Returns the f32 logits [vocab_size] of a row: the device's own or a copy, valid until the next step."""
+        """Returns the f32 logits [vocab_size] of a row: the device's own or a copy, valid until the next step.
+
+        Raises:
+            UsageError: there is no such row, or the step was run without leaving logits.
+        """
         if not 0 <= row < len(self.sampled):
             raise UsageError(f"logits row {row} of a step that has {len(self.sampled)}")
         return self._logits(row)
 
     def report(self, row: int, count: int) -> RowReport:
-        """Returns the log-probabilities of a row that asked for `count` best tokens; read before the next step."""
+        """Returns the log-probabilities of a row that asked for `count` best tokens; read before the next step.
+
+        Raises:
+            UsageError: see `logits`.
+        """
         if not 0 <= row < len(self.sampled):
             raise UsageError(f"logits row {row} of a step that has {len(self.sampled)}")
         return self._report(row, count)
@@ -66,6 +75,10 @@ class Buckets:
             if self.sizes[i][1] >= requests:
                 return self.graphs[i]
         raise UsageError(f"no plan holds a step of {tokens} tokens and {requests} requests or logits rows")
+
+
+def _gone(row: int, _count: int = 0) -> NoReturn:
+    raise UsageError(f"logits row {row} of a step that left none", hint="run the step with logits=True")
 
 
 class Model:
@@ -100,6 +113,7 @@ class Model:
         self._driver: Driver | None = driver
         self._forward = families["forward"]
         self._sample = families["sample"]
+        self._greedy = families.get("greedy")
         self._history = families.get("history")
         self._limits = Limits(manifest.model.max_model_len, kv_blocks, manifest.model.vocab_size)
         self._io: dict[str, memoryview[Any]] = {}
@@ -129,7 +143,7 @@ class Model:
         return self._driver
 
     def step(self, batch: Sequence[Chunk]) -> StepResult:
-        """Runs one step of unmasked chunks.
+        """Runs one step of unmasked chunks, whose logits may be read.
 
         Args:
             batch: chunks of different requests, at most `memory.max_tokens` tokens, `memory.max_requests` chunks and
@@ -138,10 +152,15 @@ class Model:
         Raises:
             UsageError: the batch exceeds a limit, or a token, position or block does not exist.
         """
-        return self.run(self.prepare(batch))
+        return self.run(self.prepare(batch), logits=True)
 
-    def run(self, step: StepInput) -> StepResult:
+    def run(self, step: StepInput, *, logits: bool = False) -> StepResult:
         """Runs a packed step without masked rows, both halves at once.
+
+        Args:
+            step: see `prepare`.
+            logits: the result's logits will be read: ranks that share the vocabulary then gather them even where they
+                could do without.
 
         Raises:
             UsageError: a row waits for a mask; use `forward` and `sample`.
@@ -150,11 +169,12 @@ class Model:
         if step.masked_rows:
             raise UsageError(f"{len(step.masked_rows)} rows of the step wait for their masks")
         self._write(step)
+        sampling = self._greedy if self._greedy and step.plain_greedy and not logits else self._sample
         graphs = [self._forward_graph(step)]
         if step.rows:
-            graphs.append(self._sample.find(0, step.rows))
+            graphs.append(sampling.find(0, step.rows))
         driver.run(*graphs, changed=self._changed(step))
-        return self._finish(step)
+        return self._finish(step, whole=sampling is self._sample)
 
     def prepare(self, batch: Sequence[Chunk]) -> StepInput:
         """Checks and packs a batch for `run`, or `forward` and `sample`; another step may be running meanwhile.
@@ -192,6 +212,16 @@ class Model:
         if step.rows:
             driver.run(self._sample.find(0, step.rows), changed=("mask",) if step.masked_rows else ())
         return self._finish(step)
+
+    def exchange_tokens(self, rows: int) -> list[int] | None:
+        """Samples the rows of the step that ran last once more, which all were greedy, by the greedy plan alone.
+
+        For checks of that plan: the tokens are counted once more. None where ranks have no such plan.
+        """
+        if self._greedy is None:
+            return None
+        self.driver.run(self._greedy.find(0, rows))
+        return self._io["sampled"][:rows].tolist()
 
     def load_history(self, slot: int, prompt: Sequence[int], output: Sequence[int]) -> None:
         """Tells the device the tokens of the request that takes a slot, which penalties count.
@@ -231,9 +261,10 @@ class Model:
         for name, first, values in step.pieces:
             io[name][first : first + len(values)] = values
 
-    def _finish(self, step: StepInput) -> StepResult:
+    def _finish(self, step: StepInput, *, whole: bool = True) -> StepResult:
         self.steps += 1
-        return StepResult(self._io["sampled"][: step.rows].tolist(), self._logits_row, self._report)
+        sampled = self._io["sampled"][: step.rows].tolist()
+        return StepResult(sampled, self._logits_row, self._report) if whole else StepResult(sampled, _gone, _gone)
 
     def _report(self, row: int, count: int) -> RowReport:
         io = self._io

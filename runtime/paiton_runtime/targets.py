@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from paiton_artifacts.errors import DeviceNotFoundError, UnsupportedHostError, UsageError
 from paiton_artifacts.reader import Bundle
+from paiton_artifacts.record import dataclass
 from paiton_artifacts.schema import MemoryPlan
 from paiton_runtime.drivers.device_launch import DeviceProperties
 from paiton_runtime.drivers.device_library import DeviceLibrary, open_library

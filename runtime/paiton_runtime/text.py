@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import codecs
+import functools
 from collections.abc import Mapping, Sequence
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
+from paiton_artifacts.encoder_file import SPECIAL
 from paiton_artifacts.errors import TokenizerError, UsageError
 from paiton_artifacts.reader import Bundle
 from paiton_runtime.chat_template import ChatOptions, ChatTemplate
+from paiton_runtime.encoder import Encoder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -30,8 +34,8 @@ class TextCodec:
         chat_template: in place of the bundle's.
 
     Attributes:
-        tokenizer: of the tokenizers library.
         special_ids: tokens that are no text, such as the end of a message.
+        byte_level: a token is some bytes, whatever stands beside it.
         prefix: tokens that come before those of a text, where special tokens are added.
 
     Raises:
@@ -40,20 +44,24 @@ class TextCodec:
     """
 
     def __init__(self, bundle: Bundle, chat_template: str | None = None) -> None:
-        from tokenizers import Tokenizer, decoders  # noqa: PLC0415  (27 ms: only what turns text into tokens pays for it)
-
         facts, files = bundle.manifest.model, bundle.manifest.tokenizer
-        source = bundle.read_file(files.file)
-        try:
-            self.tokenizer: Tokenizer = Tokenizer.from_str(source.decode())
-        except Exception as error:  # the library raises nothing more specific
-            raise TokenizerError(f"{bundle.path / files.file.path}: {error}", hint=_REBUILD) from error
-        self.tokenizer.no_truncation()  # which the file may ask for, to train or to embed
-        self.tokenizer.no_padding()
-        added = self.tokenizer.get_added_tokens_decoder()
-        self.special_ids = frozenset(id_ for id_, token in added.items() if token.special)
-        self.byte_level = isinstance(self.tokenizer.decoder, decoders.ByteLevel)
-        self._added = {id_: token.content for id_, token in added.items()}
+        self._bundle = bundle
+        self._lock = Lock()  # of the library's tokenizer, which several threads may want at once
+        self._tokenizer: Tokenizer | None = None
+        self._encoder: Encoder | None = None
+        self._added: dict[int, bytes] = {}  # of the library's tokenizer
+        if files.encoder is not None:
+            self._encoder = Encoder(bundle.read_file(files.encoder), str(bundle.path / files.encoder.path))
+            texts = self._encoder.texts
+            self.byte_level = True
+            self.special_ids = frozenset(id_ for id_, flags in texts.added.items() if flags & SPECIAL)
+        else:
+            from tokenizers import decoders  # noqa: PLC0415  (27 ms, where the library is needed anyway)
+
+            added = self.tokenizer.get_added_tokens_decoder()
+            self._added = {id_: token.content.encode() for id_, token in added.items()}
+            self.byte_level = isinstance(self.tokenizer.decoder, decoders.ByteLevel)
+            self.special_ids = frozenset(id_ for id_, token in added.items() if token.special)
         self.prefix = [facts.bos_token_id] if files.add_bos and facts.bos_token_id is not None else []
         self._bytes: dict[int, bytes] = {}
         if chat_template is None and files.chat_template is not None:
@@ -61,6 +69,14 @@ class TextCodec:
         self.template: ChatTemplate | None = None
         if chat_template is not None:
             self.template = ChatTemplate(chat_template, {token.name: token.text for token in files.special_tokens})
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizers library's own, loaded when it is first asked for."""
+        with self._lock:
+            if self._tokenizer is None:
+                self._tokenizer = _load(self._bundle)
+            return self._tokenizer
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Returns the ids of text; the interpreter's lock is free meanwhile.
@@ -73,11 +89,15 @@ class TextCodec:
             UsageError: the text holds half of a surrogate pair, which is no character.
         """
         try:
+            data = text.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError("the text holds a lone surrogate, which is no character") from error
+        ids = None if self._encoder is None else self._encoder.encode(data)
+        if ids is None:
             # Twice as fast as `encode`, and the only one that lets other threads run.
             (encoding,) = self.tokenizer.encode_batch_fast([text], add_special_tokens=False)
-        except TypeError as error:
-            raise UsageError("the text holds a lone surrogate, which is no character") from error
-        return [*self.prefix, *encoding.ids] if add_special_tokens else list(encoding.ids)
+            ids = list(encoding.ids)
+        return [*self.prefix, *ids] if add_special_tokens else ids
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]], options: ChatOptions = _CHAT) -> list[int]:
         """Returns the ids of a conversation; the template writes all of it, special tokens included."""
@@ -99,6 +119,9 @@ class TextCodec:
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Returns the text of token ids."""
+        if self._encoder is not None:
+            shown = [id_ for id_ in ids if not (skip_special_tokens and id_ in self.special_ids)]
+            return b"".join(map(self._encoder.texts.text, shown)).decode(errors="replace")
         return self.tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
     def token_bytes(self, token: int) -> bytes:
@@ -109,15 +132,17 @@ class TextCodec:
         return known
 
     def _spell(self, token: int) -> bytes:
+        if self._encoder is not None:
+            return self._encoder.texts.text(token)
         added = self._added.get(token)
         if added is not None:
-            return added.encode()
+            return added
         text = self.tokenizer.id_to_token(token)
         if text is None:
             return b""
         if self.byte_level:
             try:
-                return bytes(map(_BYTE_OF.__getitem__, text))
+                return bytes(map(byte_letters().__getitem__, text))
             except KeyError:  # a letter that stands for no byte stands for itself
                 return text.encode()
         if len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
@@ -127,6 +152,21 @@ class TextCodec:
     def stream(self, *, skip_special_tokens: bool = True, after: Sequence[int] = ()) -> TextStream:
         """Returns a decoder for one generation, whose text continues that of the tokens `after` which it comes."""
         return TextStream(self, skip_special_tokens=skip_special_tokens, after=after)
+
+
+def _load(bundle: Bundle) -> Tokenizer:
+    """Returns what the tokenizers library makes of a bundle's tokenizer.json."""
+    from tokenizers import Tokenizer  # noqa: PLC0415  (27 ms, and the tokenizer four times that)
+
+    entry = bundle.manifest.tokenizer.file
+    source = bundle.read_file(entry)
+    try:
+        tokenizer: Tokenizer = Tokenizer.from_str(source.decode())
+    except Exception as error:  # the library raises nothing more specific
+        raise TokenizerError(f"{bundle.path / entry.path}: {error}", hint=_REBUILD) from error
+    tokenizer.no_truncation()  # which the file may ask for, to train or to embed
+    tokenizer.no_padding()
+    return tokenizer
 
 
 class TextStream:
@@ -207,14 +247,12 @@ class _LibraryDecoder:
         return self._tokenizer.decode(self._ids, skip_special_tokens=False)[self._length :]
 
 
-def _byte_letters() -> dict[str, int]:
-    """The letters that byte-level tokenizers write for bytes: the printable ones as they are, the rest from 256 on.
+@functools.cache
+def byte_letters() -> dict[str, int]:
+    """Returns the letters that byte-level tokenizers write for bytes: printable ones as they are, others from 256 on.
 
     Source: `bytes_to_unicode` of GPT-2's encoder.py, https://github.com/openai/gpt-2.
     """
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
-_BYTE_OF = _byte_letters()

@@ -14,7 +14,7 @@ from paiton_kernels.gpu.compile import compile_kernel
 from paiton_kernels.gpu.devices import DEFAULT_PROFILES, PROFILES, TARGETS, Profile, Target
 from paiton_kernels.gpu.spec import Case, Config, GpuKernelSpec
 from paiton_kernels.numeric_formats import e4m3_values
-from tests.emulated.cdna import Kernel
+from tests.emulated.cdna import DeviceMemory, DevicePointer, Kernel
 from tests.numerics import assert_close
 
 AMD_TARGETS = tuple(target for target in TARGETS.values() if target.backend == "hip")
@@ -71,3 +71,23 @@ def check_outputs(case: Case, arrays: Mapping[str, NDArray[Any]]) -> None:
             continue
         found = e4m3_values()[actual[written]] if actual.dtype == np.uint8 else actual[written].astype(np.float64)
         assert_close(found, wanted, tolerance)
+
+
+def run_far(spec: GpuKernelSpec, case: Case, target: Target, name: str, rows: list[int]) -> None:
+    """Checks a case with one of its arrays in memory of its own, most of it never touched: row i is at byte rows[i]."""
+    near = case.arrays[name]
+    memory = DeviceMemory()
+    pool = memory.reserve(max(rows) + near[0].nbytes, name)
+    for place, row in zip(rows, near, strict=True):
+        memory.write(pool + place, row)
+    arrays = {key: array.copy() for key, array in case.arrays.items()}
+    pointers: dict[str, Any] = {**arrays, name: DevicePointer(memory, pool)}
+    variant = spec.variant(case.configs[0], **case.constants)
+    kernel = compile_kernel(variant, target, Path(os.environ["PAITON_CACHE"]))
+    arguments = [pointers.get(arg.name) if arg.pointer else case.scalars[arg.name] for arg in spec.args]
+    types = list(variant.signature(target).values())
+    grid = spec.grid(variant.values, case.step, profile_of(target))
+    Kernel(kernel.assembly, target.arch).launch(grid, arguments, types, case.configs[0].num_warps, kernel.shared_bytes)
+    for place, row in zip(rows, arrays[name], strict=True):
+        row[:] = np.frombuffer(memory.read(pool + place, row.nbytes), row.dtype)
+    check_outputs(case, arrays)

@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from paiton_artifacts.errors import UnsupportedShapeError
 from paiton_kernels.gpu.all_gather import ALL_GATHER
 from paiton_kernels.gpu.all_reduce import ALL_REDUCE
-from paiton_kernels.gpu.all_reduce_cases import normed, reduced
+from paiton_kernels.gpu.all_reduce_cases import reduced
+from paiton_kernels.gpu.argmax import ARGMAX
 from paiton_kernels.gpu.comm import LINE, CommLayout
 from paiton_kernels.gpu.devices import target_named
+from paiton_kernels.gpu.norm_cases import normed
 from paiton_kernels.gpu.spec import Config, Constant, GpuKernelSpec
 from tests.emulated.cdna import Kernel
 from tests.emulated.group import Group
@@ -222,7 +224,7 @@ def test_many_random_arrivals(tp: int) -> None:
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("spec", [ALL_REDUCE, ALL_GATHER], ids=lambda spec: spec.family)
+@pytest.mark.parametrize("spec", [ALL_REDUCE, ALL_GATHER, ARGMAX], ids=lambda spec: spec.family)
 def test_a_group_of_one(spec: GpuKernelSpec, order: str | None) -> None:
     for target in AMD_TARGETS:
         for case in spec.cases(target):

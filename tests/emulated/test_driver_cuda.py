@@ -93,6 +93,7 @@ def test_launches_both_ways(make_cuda: MakeCuda) -> None:
         stack.callback(library.unload_module, module)
         function = library.function(module, kernel.symbol)
         library.allow_shared_bytes(function, 100 << 10)
+        assert library.resident_blocks(function, kernel.threads, 100 << 10) == 2
         packed = bytes(range(kernel.args_bytes))
         launch = KernelLaunch(
             function, (3, 2, 1), kernel.threads, 100 << 10, Arguments(packed, [arg.offset for arg in kernel.args])

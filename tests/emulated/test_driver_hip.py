@@ -45,6 +45,13 @@ def test_direct_launch(session: Session) -> None:
     check_outputs(case, {"out": session.download(addresses["out"], case.arrays["out"])})
 
 
+def test_blocks_that_a_compute_unit_holds(session: Session) -> None:
+    launch, _ = session.launch_of(embed_case())
+    library, function = session.library, launch.function
+    assert library.resident_blocks(function, launch.threads, 0) == 2048 // launch.threads
+    assert library.resident_blocks(function, launch.threads, 40 << 10) == 1
+
+
 def test_graph_reads_its_inputs_anew_and_keeps_its_arguments(session: Session) -> None:
     """The copy node takes what pinned memory holds at each launch; arguments were copied when the graph was made."""
     case, library = embed_case(), session.library

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 
-from paiton_kernels.gpu.compile import compile_kernel
 from paiton_kernels.gpu.devices import TARGETS, Target
 from paiton_kernels.gpu.linear import LINEAR
 from paiton_kernels.gpu.linear_cases import BF16, ROPE, ROPE_FP8, SILU, STATIC, STORE, linear_case, small_config
 from paiton_kernels.gpu.spec import Case, Constant
-from tests.emulated.cdna import DeviceMemory, DevicePointer, Kernel
-from tests.emulated.harness import AMD_TARGETS, ORDERS, check_case, check_outputs, profile_of, run_case
+from tests.emulated.harness import AMD_TARGETS, ORDERS, check_case, check_outputs, run_case, run_far
 from tests.numerics import assert_same_bits
 
 _CASES = [(target, case) for target in AMD_TARGETS for case in LINEAR.cases(target)]
@@ -47,26 +41,6 @@ def test_a_launch_can_be_repeated_on_its_own_workspace() -> None:
     assert_same_bits(run_case(LINEAR, again, target, case.configs[0])["out"][:5, :96], first["out"][:5, :96])
 
 
-def _run_far(case: Case, target: Target, name: str, rows: list[int]) -> None:
-    """Runs a case with one of its arrays in memory of its own, most of it never touched: row i is at byte rows[i]."""
-    near = case.arrays[name]
-    memory = DeviceMemory()
-    pool = memory.reserve(max(rows) + near[0].nbytes, name)
-    for place, row in zip(rows, near, strict=True):
-        memory.write(pool + place, row)
-    arrays = {key: array.copy() for key, array in case.arrays.items()}
-    pointers: dict[str, Any] = {**arrays, name: DevicePointer(memory, pool)}
-    variant = LINEAR.variant(case.configs[0], **case.constants)
-    kernel = compile_kernel(variant, target, Path(os.environ["PAITON_CACHE"]))
-    arguments = [pointers.get(arg.name) if arg.pointer else case.scalars[arg.name] for arg in LINEAR.args]
-    types = list(variant.signature(target).values())
-    grid = LINEAR.grid(variant.values, case.step, profile_of(target))
-    Kernel(kernel.assembly, target.arch).launch(grid, arguments, types, case.configs[0].num_warps, kernel.shared_bytes)
-    for place, row in zip(rows, arrays[name], strict=True):
-        row[:] = np.frombuffer(memory.read(pool + place, row.nbytes), row.dtype)
-    check_outputs(case, arrays)
-
-
 @pytest.mark.parametrize("target", AMD_TARGETS, ids=lambda target: target.arch)
 @pytest.mark.parametrize(("inputs", "epilogue"), [(STATIC, STORE), (STATIC, SILU), (BF16, STORE), (BF16, SILU)])
 def test_weights_beyond_2_gib(target: Target, inputs: dict[str, Constant], epilogue: dict[str, Constant]) -> None:
@@ -77,7 +51,7 @@ def test_weights_beyond_2_gib(target: Target, inputs: dict[str, Constant], epilo
     far = Case(case.name, constants, case.step, case.arrays, case.scalars, case.expected, case.tolerance, case.configs)
     element = case.arrays["weight"].itemsize
     assert 767 * stride * element > 2 << 30
-    _run_far(far, target, "weight", [row * stride * element for row in range(768)])
+    run_far(LINEAR, far, target, "weight", [row * stride * element for row in range(768)])
 
 
 @pytest.mark.parametrize("target", AMD_TARGETS, ids=lambda target: target.arch)
@@ -90,4 +64,4 @@ def test_kv_blocks_beyond_4_gib(target: Target, inputs: dict[str, Constant], epi
     scalars = {**case.scalars, "kv_block_stride": stride}
     assert int(tables.max()) * apart * stride > 4 << 30
     far = Case(case.name, case.constants, case.step, arrays, scalars, case.expected, case.tolerance, case.configs)
-    _run_far(far, target, "kv", [block * apart * stride for block in range(len(case.arrays["kv"]))])
+    run_far(LINEAR, far, target, "kv", [block * apart * stride for block in range(len(case.arrays["kv"]))])

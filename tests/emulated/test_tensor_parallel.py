@@ -6,7 +6,7 @@ import functools
 import shutil
 import struct
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from paiton_artifacts.errors import (
     GoldenMismatchError,
     RankStalledError,
     UnsupportedHostError,
+    UsageError,
 )
 from paiton_artifacts.kernel_table import Kernel
 from paiton_artifacts.layout import Region
@@ -33,7 +34,8 @@ from paiton_runtime.boot import BootOptions, boot
 from paiton_runtime.drivers import rank_group
 from paiton_runtime.drivers.hip import HipLibrary
 from paiton_runtime.drivers.meetings import check_resident
-from paiton_runtime.model import Chunk, Model, Sampling
+from paiton_runtime.goldens import check_golden
+from paiton_runtime.model import Chunk, Model, Sampling, StepResult
 from tests.architectures import make
 from tests.conftest import CHECKPOINT_MAKER, Cache, make_checkpoints
 from tests.emulated.conftest import MakeHip
@@ -124,6 +126,72 @@ def test_ranks_compute_what_one_rank_on_the_cpu_does(
     check(ours, expected(MODES[tp]), MODES[tp])
 
 
+def test_greedy_steps_exchange_tokens_instead_of_logits(
+    build_ranks: Callable[[int], Path], make_ranks: MakeRanks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same tokens and the same state as with whole logits, on every rank; whatever else a row asks needs those."""
+    bundle, standin = build_ranks(2), make_ranks(2)
+    with boot(bundle, BootOptions(executor="graph", kv_tokens=64, golden_check=False)) as model:
+        ran: list[str] = []
+        run = model.driver.run
+
+        def noted(*graphs: Any, changed: Collection[str] = ()) -> None:
+            ran.extend(graph.plan.family for graph in graphs)
+            run(*graphs, changed=changed)
+
+        monkeypatch.setattr(model.driver, "run", noted)
+
+        def families(step: Callable[[Sequence[Chunk]], StepResult], *batch: Chunk) -> tuple[list[str], StepResult]:
+            ran.clear()
+            result = step(batch)
+            return [*ran], result
+
+        def run_packed(batch: Sequence[Chunk]) -> StepResult:
+            return model.run(model.prepare(batch))
+
+        prompts = Chunk(IDS[:4], 0, [0], slot=1), Chunk(IDS[4:7], 0, [1], slot=0)
+        names, whole = families(model.step, *prompts)
+        assert names == ["forward", "sample"]
+        names, short = families(run_packed, *prompts)
+        assert names == ["forward", "greedy"]
+        assert short.sampled == whole.sampled
+        with pytest.raises(UsageError, match="logits row 1 of a step that left none"):
+            short.logits(1)
+        for rank in range(2):
+            assert on_device(standin, model, rank, "last_token", 2) == whole.sampled[::-1]
+            vocab = model.manifest.model.vocab_size
+            counts = on_device(standin, model, rank, "token_counts", 2 * vocab)
+            drawn = [counts[slot * vocab + token] for slot, token in ((1, whole.sampled[0]), (0, whole.sampled[1]))]
+            assert (drawn, sum(counts)) == ([2, 2], 4), "each step counted its tokens"
+        decoding = [Chunk([-1 - slot], start, [block], slot=slot) for slot, start, block in ((1, 4, 0), (0, 3, 1))]
+        names, short = families(run_packed, *decoding)
+        assert names == ["forward", "greedy"]
+        rereading = [replace(chunk, tokens=[token]) for chunk, token in zip(decoding, whole.sampled, strict=True)]
+        assert short.sampled == model.step(rereading).sampled
+        others = replace(prompts[1], sampling=Sampling(1.0, seed=7))
+        assert families(run_packed, prompts[0], others)[0] == ["forward", "sample"]
+
+
+def test_the_golden_check_finds_ranks_that_agree_on_another_token(
+    build_ranks: Callable[[int], Path], make_ranks: MakeRanks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, standin = build_ranks(2), make_ranks(2)
+    with boot(bundle, BootOptions(executor="launch", kv_tokens=64, golden_check=False)) as model:
+        share = next(field for field in model.memory.io if field.name == "logits_share")
+        address = model.driver._ranks[1].bases[Region.IO] + share.offset  # type: ignore[attr-defined]
+        run = model.driver.run
+
+        def disturbed(*graphs: Any, changed: Collection[str] = ()) -> None:
+            if graphs[0].plan.family == "greedy":
+                standin.machine.devices[1].memory.write(address, np.full(16, 1e30, np.float32).view(np.uint8))
+            run(*graphs, changed=changed)
+
+        monkeypatch.setattr(model.driver, "run", disturbed)
+        first = share.count // model.memory.max_requests
+        with pytest.raises(GoldenMismatchError, match=rf"golden 0, step 0: ranks agree on \[{first}\], logits say"):
+            check_golden(model, model.manifest.goldens[0], "golden 0")
+
+
 def test_ranks_share_a_model_with_norms_behind_its_blocks(
     cache: Cache, build_bundle: Callable[..., Path], make_ranks: MakeRanks
 ) -> None:
@@ -162,8 +230,8 @@ def without_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes kernels and the host give up on a rank soon."""
     read = boot_device._read
 
-    def impatiently(bundle: Bundle, plans: Any, kernels: Any, units: int) -> Iterator[Plan]:
-        return impatient(read(bundle, plans, kernels, units), kernels)
+    def impatiently(bundle: Bundle, plans: Any, kernels: Any) -> Iterator[Plan]:
+        return impatient(read(bundle, plans, kernels), kernels)
 
     monkeypatch.setattr(boot_device, "_read", impatiently)
     monkeypatch.setattr(rank_group, "GRACE_SECONDS", 3)
@@ -272,9 +340,18 @@ def test_blocks_that_wait_for_peers_must_all_be_resident(build_ranks: Callable[[
     }
     assert len(blocks) == 1, "counters of blocks advance alike only if there always are as many"
     for plan in plans:
-        check_resident(plan, max(blocks))
+        check_resident(plan, lambda _symbol: max(blocks))
         with pytest.raises(UnsupportedHostError, match=rf"{plan.family}-t{plan.tokens}.*: all_reduce_\w+ waits for"):
-            check_resident(plan, max(blocks) - 1)
+            check_resident(plan, lambda _symbol: max(blocks) - 1)
+
+
+def test_a_device_is_asked_how_many_blocks_it_holds(
+    build_ranks: Callable[[int], Path], make_ranks: MakeRanks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, _ = build_ranks(2), make_ranks(2)
+    monkeypatch.setattr("tests.emulated.standin.calls.MOST_THREADS", 0)
+    with pytest.raises(UnsupportedHostError, match=r"all_reduce_\w+ waits for .* in \d+ blocks at once, .* holds 0 of"):
+        boot(bundle, BootOptions(kv_tokens=64))
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from paiton_artifacts.errors import (
 )
 from paiton_artifacts.user_cache import user_cache_dir
 from paiton_kernels.gpu.devices import PROFILES, TARGETS
+from paiton_kernels.gpu.expert_linear import EXPERT_LINEAR
 from paiton_kernels.gpu.families import FAMILIES
 from paiton_kernels.gpu.norm import NORM
 from paiton_kernels.gpu.spec import Constant, Step
@@ -65,6 +66,24 @@ ROPE: dict[str, Constant] = {"EPILOGUE": "ROPE", "Q_HEADS": 4, "KV_HEADS": 1, "H
 ROPE_CONSTANTS: dict[str, Constant] = {**LINEAR_CONSTANTS, **ROPE, "N": 192, "OUT": "BF16"}
 HEADS: dict[str, Constant] = {"Q_HEADS": 4, "KV_HEADS": 2, "HEAD_DIM": 64}
 ATTENTION_CONSTANTS: dict[str, Constant] = {**HEADS, "KV": "FP8", "OUT": "BF16", "AMAX": 0}
+EXPERT_FAMILIES = ("route", "expert_linear", "expert_sum")
+EXPERTS: dict[str, Constant] = {"EXPERTS": 8, "TOP_K": 2}
+EXPERT_CONSTANTS: dict[str, Constant] = {
+    **{name: LINEAR_CONSTANTS[name] for name in EXPERT_LINEAR.constants if name in LINEAR_CONSTANTS},
+    **EXPERTS,
+    "INPUT": "ENTRIES",
+}
+ROUTE_CONSTANTS: dict[str, Constant] = {
+    **EXPERTS,
+    "HIDDEN": 256,
+    "ROW_STRIDE": 256,
+    "NORMALISE": 1,
+    "OUT": "FP8",
+    "AMAX": 0,
+    "CLEAR": 0,
+    "TILE": 16,
+    "ORDER": 1,
+}
 
 
 def register_all(standin: HipStandIn, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,8 +136,11 @@ def test_what_is_measured_is_what_the_build_then_uses(tmp_path: Path) -> None:
         ("embed", {"HIDDEN": 576, "ROW_STRIDE": 576}, Step(4, 4)),
         ("quantize", {"K": 1536}, Step(4, 4)),
         ("rope_table", {"HEAD_DIM": 64}, Step(64, 4)),
+        ("route", ROUTE_CONSTANTS, Step(4, 4)),
+        ("expert_linear", EXPERT_CONSTANTS, Step(4, 4)),
+        ("expert_sum", {"HIDDEN": 576, "TOP_K": 2, "MODE": "STORE"}, Step(4, 4)),
     ],
-    ids=["store", "rope", "silu", "add", "attention", "embed", "quantize", "rope_table"],
+    ids=["store", "rope", "silu", "add", "attention", "embed", "quantize", "rope_table", *EXPERT_FAMILIES],
 )
 @pytest.mark.usefixtures("standin")
 def test_every_family(family: str, constants: Mapping[str, Constant], step: Step, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from tests.gpu.launcher import Gpu
 
 Arrays = Mapping[str, NDArray[Any]]
 
-MATRIX_FAMILIES = ("linear",)
+MATRIX_FAMILIES = ("linear", "expert_linear", "route")
 """Families with f32 outputs that come out of matrix instructions."""
 
 

@@ -11,10 +11,10 @@ import base64
 import binascii
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from paiton_artifacts.errors import SignatureError
 from paiton_artifacts.limits import MAX_COMPANION_BYTES
+from paiton_artifacts.record import dataclass
 from paiton_artifacts.rules import RejectedError, apply, choice, pattern, sequence
 from paiton_artifacts.trust.bounded_json import anything, member, parse_json
 from paiton_artifacts.trust.keys import SigningKey, TrustedKey

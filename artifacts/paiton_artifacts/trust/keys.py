@@ -9,12 +9,12 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paiton_artifacts.errors import UsageError
 from paiton_artifacts.limits import MAX_TRUSTED_KEYS
+from paiton_artifacts.record import dataclass
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -17,6 +16,7 @@ from paiton_artifacts.errors import FileSizeError, SignatureError, UntrustedBund
 from paiton_artifacts.files import read_bounded
 from paiton_artifacts.layout import MANIFEST_NAME, SIGNATURE_NAME
 from paiton_artifacts.limits import MAX_COMPANION_BYTES
+from paiton_artifacts.record import dataclass
 
 if TYPE_CHECKING:
     from paiton_artifacts.trust.keys import TrustedKey

@@ -8,10 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from paiton_artifacts.errors import SignatureError
 from paiton_artifacts.limits import MAX_FREE_TEXT, MAX_JSON_VALUES
+from paiton_artifacts.record import dataclass
 from paiton_artifacts.rules import RejectedError, apply, choice, pattern, sequence, text
 from paiton_artifacts.trust.bounded_json import anything, member, parse_json
 

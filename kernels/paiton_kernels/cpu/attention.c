@@ -1,22 +1,33 @@
-/* attention: softmax(q k^T) v over the paged cache, one pass with a running maximum, a block of 16 positions at a time.
+/* attention: softmax(q k^T) v over the paged cache, one pass with a running maximum, a group of 64 positions at a time.
  *
  * Query rows (token, head) that share a request and a KV head go through the cache together. A row's operations and
- * their order are the same whichever rows accompany it: scores add even and odd columns apart, each in order; sums add
- * positions in order. */
+ * their order are the same whichever rows accompany it: groups begin at multiples of 64; scores add even and odd
+ * columns apart, each in order; exponentials are added block by block, then as a tree; sums add positions in order. */
 #include "kv_layout.h"
 #include "mathf.h"
 
-#define ITEM_ROWS 32
+#define ITEM_ROWS 48
 #define FEW_TOKENS 32 /* steps of at most this many tokens are shared out by single heads */
+#define GROUP_BLOCKS 4
+#define GROUP (GROUP_BLOCKS * KV_BLOCK)
 
 /* One worker's private memory. */
 struct attention_scratch {
     float *queries;                  /* rows x head_dim, times the softmax scale */
     float *sums;                     /* rows x head_dim */
-    float *keys, *values;            /* a tile widened to f32 (KV=FP8): 16 words' low halves, then high ones */
-    float *scores;                   /* rows x 16 */
-    float *largest, *total, *shrink; /* rows: running maximum, sum of exponentials, factor for what was summed before */
-    int32_t *visible;                /* rows: positions of the current block that the row attends */
+    float *keys, *values;            /* a group's tiles widened to f32 (KV=FP8): 16 words' low halves, then high ones */
+    float *largest, *total;          /* rows: running maximum, and sum of exponentials */
+    int32_t *visible;                /* rows: positions of the current group that the row attends */
+};
+
+/* What a tile of rows needs on its way through a group: scores, and the factor for what was summed before. */
+struct weights {
+    float scores[ROW_TILE][GROUP], shrink[ROW_TILE];
+};
+
+/* A group's tiles, where they lie. */
+struct group {
+    const void *keys[GROUP_BLOCKS], *values[GROUP_BLOCKS];
 };
 
 INLINE struct attention_scratch carve(void *memory, int64_t rows, int64_t head_dim)
@@ -25,12 +36,10 @@ INLINE struct attention_scratch carve(void *memory, int64_t rows, int64_t head_d
     struct attention_scratch s;
     s.queries = p, p += rows * head_dim;
     s.sums = p, p += rows * head_dim;
-    s.keys = p, p += KV_BLOCK * head_dim;
-    s.values = p, p += KV_BLOCK * head_dim;
-    s.scores = p, p += rows * KV_BLOCK;
+    s.keys = p, p += GROUP * head_dim;
+    s.values = p, p += GROUP * head_dim;
     s.largest = p, p += rows;
     s.total = p, p += rows;
-    s.shrink = p, p += rows;
     s.visible = (int32_t *)p;
     return s;
 }
@@ -55,113 +64,167 @@ INLINE void load_words(const int is_fp8, const void *tile, int64_t word, vf *low
     }
 }
 
-/* Scores of `rows` query rows against the 16 keys of a tile. */
-INLINE void score_rows(const int rows, const int is_fp8, const void *keys, const float *queries, int64_t d,
-                       float *scores)
+/* Scores of `rows` query rows, GROUP apart, against the 16 keys of each of `blocks` tiles. */
+INLINE void score_rows(const int rows, const int blocks, const int is_fp8, const void *const *keys,
+                       const float *queries, int64_t d, float *scores)
 {
     for (int64_t at = 0; at < KV_BLOCK; at += LANES) {
-        vf even[ROW_TILE], odd[ROW_TILE];
-        UNROLL for (int r = 0; r < rows; r++) even[r] = odd[r] = vf_zero();
+        vf even[ROW_TILE * GROUP_BLOCKS], odd[ROW_TILE * GROUP_BLOCKS];
+        UNROLL for (int i = 0; i < rows * blocks; i++) even[i] = odd[i] = vf_zero();
         for (int64_t column = 0; column < d; column += 2) {
-            vf low, high;
-            load_words(is_fp8, keys, column / 2 * KV_BLOCK + at, &low, &high);
+            vf low[GROUP_BLOCKS], high[GROUP_BLOCKS];
+            UNROLL for (int b = 0; b < blocks; b++)
+                load_words(is_fp8, keys[b], column / 2 * KV_BLOCK + at, &low[b], &high[b]);
             UNROLL for (int r = 0; r < rows; r++) {
-                even[r] = vf_fma(vf_set1(queries[r * d + column]), low, even[r]);
-                odd[r] = vf_fma(vf_set1(queries[r * d + column + 1]), high, odd[r]);
+                const vf first = vf_set1(queries[r * d + column]), second = vf_set1(queries[r * d + column + 1]);
+                UNROLL for (int b = 0; b < blocks; b++) {
+                    even[r * blocks + b] = vf_fma(first, low[b], even[r * blocks + b]);
+                    odd[r * blocks + b] = vf_fma(second, high[b], odd[r * blocks + b]);
+                }
             }
         }
-        UNROLL for (int r = 0; r < rows; r++) vf_store(scores + r * KV_BLOCK + at, vf_add(even[r], odd[r]));
+        UNROLL for (int r = 0; r < rows; r++)
+            UNROLL for (int b = 0; b < blocks; b++)
+                vf_store(scores + r * GROUP + b * KV_BLOCK + at, vf_add(even[r * blocks + b], odd[r * blocks + b]));
     }
 }
 
-/* sums = sums * shrink + weights x values, for `rows` rows that attend `visible` positions of the tile. */
-INLINE void weigh_rows(const int rows, const int is_fp8, const void *values, const float *weights, const float *shrink,
-                       int64_t visible, int64_t d, float *sums)
+/* sums = sums * shrink + weights x values for the positions from `from` to `to` - 1 of a group, for `rows` rows and
+ * `words` vectors of words at a time. */
+INLINE void weigh_words(const int rows, const int words, const int is_fp8, const void *const *values,
+                        const float *weights, const float *shrink, int64_t from, int64_t to, int64_t first_word,
+                        int64_t d, float *sums)
 {
-    for (int64_t word = 0; word < d / 2; word += LANES) {
-        const int64_t column = word / 16 * 32 + word % 16;
-        vf first[ROW_TILE], second[ROW_TILE];
+    vf first[ROW_TILE * 2], second[ROW_TILE * 2];
+    UNROLL for (int w = 0; w < words; w++) {
+        const int64_t word = first_word + w * LANES, column = word / 16 * 32 + word % 16;
         UNROLL for (int r = 0; r < rows; r++) {
-            first[r] = vf_mul(vf_load(sums + r * d + column), vf_set1(shrink[r]));
-            second[r] = vf_mul(vf_load(sums + r * d + column + 16), vf_set1(shrink[r]));
+            const vf factor = vf_set1(shrink[r]);
+            first[r * words + w] = vf_mul(vf_load(sums + r * d + column), factor);
+            second[r * words + w] = vf_mul(vf_load(sums + r * d + column + 16), factor);
         }
-        for (int64_t j = 0; j < visible; j++) {
-            vf low, high;
-            load_words(is_fp8, values, j * (d / 2) + word, &low, &high);
-            UNROLL for (int r = 0; r < rows; r++) {
-                vf weight = vf_set1(weights[r * KV_BLOCK + j]);
-                first[r] = vf_fma(weight, low, first[r]);
-                second[r] = vf_fma(weight, high, second[r]);
+    }
+    for (int64_t j = from; j < to;) {
+        const void *tile = values[j / KV_BLOCK];
+        const int64_t end = min_i64(to, round_up(j + 1, KV_BLOCK));
+        for (; j < end; j++)
+            UNROLL for (int w = 0; w < words; w++) {
+                vf low, high;
+                load_words(is_fp8, tile, j % KV_BLOCK * (d / 2) + first_word + w * LANES, &low, &high);
+                UNROLL for (int r = 0; r < rows; r++) {
+                    const vf weight = vf_set1(weights[r * GROUP + j]);
+                    first[r * words + w] = vf_fma(weight, low, first[r * words + w]);
+                    second[r * words + w] = vf_fma(weight, high, second[r * words + w]);
+                }
+            }
+    }
+    UNROLL for (int w = 0; w < words; w++) {
+        const int64_t word = first_word + w * LANES, column = word / 16 * 32 + word % 16;
+        UNROLL for (int r = 0; r < rows; r++) {
+            vf_store(sums + r * d + column, first[r * words + w]);
+            vf_store(sums + r * d + column + 16, second[r * words + w]);
+        }
+    }
+}
+
+INLINE void weigh_rows(const int rows, const int is_fp8, const void *const *values, const float *weights,
+                       const float *shrink, int64_t from, int64_t to, int64_t d, float *sums)
+{
+    int64_t word = 0;
+    if (rows <= ROW_TILE / 2)
+        for (; word + 2 * LANES <= d / 2; word += 2 * LANES)
+            weigh_words(rows, 2, is_fp8, values, weights, shrink, from, to, word, d, sums);
+    for (; word < d / 2; word += LANES)
+        weigh_words(rows, 1, is_fp8, values, weights, shrink, from, to, word, d, sums);
+}
+
+/* Calls `body` with a row tile as a constant: the largest that fits `rows`. */
+#define WITH_ROWS(rows, body)                                                                                         \
+    if ((rows) >= ROW_TILE) { enum { ROWS = ROW_TILE }; body; }                                                       \
+    else if ((rows) >= 4) { enum { ROWS = 4 }; body; }                                                                \
+    else if ((rows) == 3) { enum { ROWS = 3 }; body; }                                                                \
+    else if ((rows) == 2) { enum { ROWS = 2 }; body; }                                                                \
+    else { enum { ROWS = 1 }; body; }
+
+/* Rows that WITH_ROWS takes. */
+INLINE int64_t rows_taken(int64_t rows) { return rows >= ROW_TILE ? ROW_TILE : min_i64(rows, 4); }
+
+/* Key tiles that fit the registers beside each other, with so many rows. */
+#define BLOCKS_FOR(rows) (ROW_TILE / (rows) >= 4 ? 4 : ROW_TILE / (rows) >= 2 ? 2 : 1)
+
+SHARED void score_tile(const int is_fp8, const struct group *group, const float *queries, int64_t rows, int64_t blocks,
+                       int64_t d, struct weights *w)
+{
+#define SCORE(fp8)                                                                                                    \
+    WITH_ROWS(rows, {                                                                                                 \
+        int64_t b = 0;                                                                                                \
+        for (; b + BLOCKS_FOR(ROWS) <= blocks; b += BLOCKS_FOR(ROWS))                                                 \
+            score_rows(ROWS, BLOCKS_FOR(ROWS), fp8, group->keys + b, queries, d, w->scores[0] + b * KV_BLOCK);        \
+        if (BLOCKS_FOR(ROWS) > 1)                                                                                     \
+            for (; b < blocks; b++)                                                                                   \
+                score_rows(ROWS, 1, fp8, group->keys + b, queries, d, w->scores[0] + b * KV_BLOCK);                   \
+    })
+    if (is_fp8) { SCORE(1) }
+    else { SCORE(0) }
+#undef SCORE
+}
+
+/* Rows see ever more positions: all of them take what the first one sees, then the others what is left. */
+SHARED void weigh_tile(const int is_fp8, const struct group *group, const int32_t *visible, int64_t rows, int64_t d,
+                       struct weights *w, float *sums)
+{
+    int64_t from = 0;
+    for (int64_t r = 0, taken; r < rows;) {
+        const int64_t to = visible[r];
+        taken = 0;
+        for (int64_t i = r; i < rows; i += taken) {
+            taken = rows_taken(rows - i);
+            float *sum = sums + i * d;
+            if (is_fp8) {
+                WITH_ROWS(rows - i, weigh_rows(ROWS, 1, group->values, w->scores[i], w->shrink + i, from, to, d, sum))
+            } else {
+                WITH_ROWS(rows - i, weigh_rows(ROWS, 0, group->values, w->scores[i], w->shrink + i, from, to, d, sum))
             }
         }
-        UNROLL for (int r = 0; r < rows; r++) {
-            vf_store(sums + r * d + column, first[r]);
-            vf_store(sums + r * d + column + 16, second[r]);
-        }
-    }
-}
-
-/* Calls `body` with the largest row tile that fits `left`, as a constant. */
-#define WITH_ROWS(left, taken, body)                                                                                  \
-    if ((left) >= ROW_TILE) { enum { ROWS = ROW_TILE }; body; taken = ROWS; }                                         \
-    else if ((left) >= 4) { enum { ROWS = 4 }; body; taken = ROWS; }                                                  \
-    else if ((left) == 3) { enum { ROWS = 3 }; body; taken = ROWS; }                                                  \
-    else if ((left) == 2) { enum { ROWS = 2 }; body; taken = ROWS; }                                                  \
-    else { enum { ROWS = 1 }; body; taken = ROWS; }
-
-SHARED void score_tile(const struct attention_scratch *s, const int is_fp8, const void *keys, int64_t first,
-                       int64_t rows, int64_t d)
-{
-    for (int64_t r = first, taken; r < rows; r += taken) {
-        const float *queries = s->queries + r * d;
-        float *scores = s->scores + r * KV_BLOCK;
-        if (is_fp8) {
-            WITH_ROWS(rows - r, taken, score_rows(ROWS, 1, s->keys, queries, d, scores))
-        } else {
-            WITH_ROWS(rows - r, taken, score_rows(ROWS, 0, keys, queries, d, scores))
-        }
-    }
-}
-
-SHARED void weigh_tile(const struct attention_scratch *s, const int is_fp8, const void *values, int64_t first,
-                       int64_t rows, int64_t d)
-{
-    for (int64_t r = first, taken; r < rows; r += taken) {
-        const float *weights = s->scores + r * KV_BLOCK, *shrink = s->shrink + r;
-        float *sums = s->sums + r * d;
-        int64_t visible = s->visible[r], alike = 1;
-        while (r + alike < rows && alike < ROW_TILE && s->visible[r + alike] == visible) alike++;
-        if (is_fp8) {
-            WITH_ROWS(alike, taken, weigh_rows(ROWS, 1, s->values, weights, shrink, visible, d, sums))
-        } else {
-            WITH_ROWS(alike, taken, weigh_rows(ROWS, 0, values, weights, shrink, visible, d, sums))
-        }
+        for (; r < rows && visible[r] == to; r++) {}
+        for (int64_t i = r; i < rows; i++) w->shrink[i] = 1.0f;
+        from = to;
     }
 }
 
 /* Turns the rows' scores into exponentials, and keeps their running maximum and sum. Three loops, so that each is a
  * vector operation: over a row, over rows, over a row. */
-SHARED void softmax_rows(const struct attention_scratch *s, int64_t first, int64_t rows)
+SHARED void softmax_rows(struct weights *w, const int32_t *visible, int64_t rows, int64_t blocks, float *largest,
+                         float *total)
 {
-    float *restrict scores = s->scores, *restrict largest = s->largest, *restrict total = s->total;
-    float *restrict shrink = s->shrink, tree[KV_BLOCK];
-    for (int64_t r = first; r < rows; r++) {
-        float *row = scores + r * KV_BLOCK;
-        for (int64_t j = s->visible[r]; j < KV_BLOCK; j++) row[j] = -__builtin_inff();
+    float tree[KV_BLOCK];
+    for (int64_t r = 0; r < rows; r++) {
+        float *row = w->scores[r];
+        for (int64_t j = visible[r]; j < blocks * KV_BLOCK; j++) row[j] = -__builtin_inff();
         for (int j = 0; j < KV_BLOCK; j++) tree[j] = row[j];
+        for (int64_t b = 1; b < blocks; b++)
+            for (int j = 0; j < KV_BLOCK; j++) {
+                const float score = row[b * KV_BLOCK + j];
+                tree[j] = tree[j] > score ? tree[j] : score;
+            }
         UNROLL for (int width = KV_BLOCK / 2; width; width /= 2)
             for (int j = 0; j < width; j++) tree[j] = tree[j] > tree[j + width] ? tree[j] : tree[j + width];
-        shrink[r] = tree[0];
+        w->shrink[r] = tree[0];
     }
-    for (int64_t r = first; r < rows; r++) {
-        float now = shrink[r] > largest[r] ? shrink[r] : largest[r];
-        shrink[r] = exp_f32(largest[r] - now);
+    for (int64_t r = 0; r < rows; r++) {
+        float now = w->shrink[r] > largest[r] ? w->shrink[r] : largest[r];
+        w->shrink[r] = exp_f32(largest[r] - now);
         largest[r] = now;
-        total[r] *= shrink[r];
+        total[r] *= w->shrink[r];
     }
-    for (int64_t r = first; r < rows; r++) {
-        float *row = scores + r * KV_BLOCK;
+    for (int64_t r = 0; r < rows; r++) {
+        float *row = w->scores[r];
         for (int j = 0; j < KV_BLOCK; j++) tree[j] = row[j] = exp_f32(row[j] - largest[r]);
+        for (int64_t b = 1; b < blocks; b++)
+            for (int j = 0; j < KV_BLOCK; j++) {
+                row[b * KV_BLOCK + j] = exp_f32(row[b * KV_BLOCK + j] - largest[r]);
+                tree[j] += row[b * KV_BLOCK + j];
+            }
         UNROLL for (int width = KV_BLOCK / 2; width; width /= 2)
             for (int j = 0; j < width; j++) tree[j] += tree[j + width];
         total[r] += tree[0];
@@ -169,10 +232,10 @@ SHARED void softmax_rows(const struct attention_scratch *s, int64_t first, int64
 }
 
 /* Caps scores smoothly: they become softcap * tanh(score / softcap). */
-UNUSED SHARED void cap_scores(const struct attention_scratch *s, int64_t first, int64_t rows, float softcap)
+UNUSED SHARED void cap_scores(struct weights *w, int64_t rows, int64_t blocks, float softcap)
 {
-    float *scores = s->scores + first * KV_BLOCK;
-    for (int64_t i = 0; i < (rows - first) * KV_BLOCK; i++) scores[i] = softcap_f32(scores[i], softcap);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t j = 0; j < blocks * KV_BLOCK; j++) w->scores[r][j] = softcap_f32(w->scores[r][j], softcap);
 }
 
 /* The first position that a token sees. */
@@ -186,6 +249,27 @@ INLINE void prefetch_tile(const uint8_t *tile, int64_t bytes)
     for (int64_t i = 0; i < bytes; i += 64) PREFETCH(tile + i);
 }
 
+/* The group at position `start`: its tiles, and as many as are visible widened. */
+INLINE struct group find_group(const struct attention_args *a, const struct attention_params p,
+                               const struct attention_scratch *s, const int32_t *table, int64_t kv_head, int64_t start,
+                               int64_t visible)
+{
+    const int is_fp8 = p.KV == ATTENTION_KV_FP8;
+    const int64_t elements = KV_BLOCK * p.HEAD_DIM, tile_bytes = elements * (is_fp8 ? 1 : 2);
+    struct group group;
+    for (int64_t b = 0; b < GROUP_BLOCKS && b * KV_BLOCK < visible; b++) {
+        const uint8_t *keys =
+            (const uint8_t *)a->kv + table[start / KV_BLOCK + b] * a->kv_block_stride + kv_head * tile_bytes;
+        const uint8_t *values = keys + p.KV_HEADS * tile_bytes;
+        group.keys[b] = keys, group.values[b] = values;
+        if (!is_fp8) continue;
+        widen_fp8(keys, elements, s->keys + b * elements);
+        widen_fp8(values, min_i64(visible - b * KV_BLOCK, KV_BLOCK) * p.HEAD_DIM, s->values + b * elements);
+        group.keys[b] = s->keys + b * elements, group.values[b] = s->values + b * elements;
+    }
+    return group;
+}
+
 /* Attention of `tokens` consecutive tokens of one request, for `heads` query heads of one KV head, from `head` on. */
 INLINE void attend(const struct attention_args *a, const struct attention_params p, const struct attention_scratch *s,
                    int64_t token, int64_t tokens, int64_t head, int64_t heads)
@@ -194,7 +278,6 @@ INLINE void attend(const struct attention_args *a, const struct attention_params
     const int64_t d = p.HEAD_DIM, rows = tokens * heads, kv_head = head / (p.Q_HEADS / p.KV_HEADS);
     const int64_t tile_bytes = KV_BLOCK * d * (is_fp8 ? 1 : 2), last = a->positions[token + tokens - 1];
     const int32_t *table = a->block_tables + a->request_of[token] * a->block_table_stride;
-    const uint8_t *cache = (const uint8_t *)a->kv + kv_head * tile_bytes;
     const float scale = (float)a->softmax_scale * (is_fp8 ? *a->k_scale : 1.0f);
     for (int64_t r = 0; r < rows; r++) {
         const uint16_t *q = a->q + ((token + r / heads) * p.Q_HEADS + head + r % heads) * d;
@@ -202,33 +285,35 @@ INLINE void attend(const struct attention_args *a, const struct attention_params
         s->total[r] = 0.0f;
         for (int64_t i = 0; i < d; i++) s->queries[r * d + i] = bf16_to_f32(q[i]) * scale, s->sums[r * d + i] = 0.0f;
     }
-    const int64_t earliest = window_start(a, p, token) / KV_BLOCK * KV_BLOCK;
-    for (int64_t start = earliest, first = 0, end = rows; start <= last; start += KV_BLOCK) {
-        const uint8_t *keys = cache + table[start / KV_BLOCK] * a->kv_block_stride;
-        const uint8_t *values = keys + p.KV_HEADS * tile_bytes;
-        if (start + KV_BLOCK <= last) {
-            const uint8_t *next = cache + table[start / KV_BLOCK + 1] * a->kv_block_stride;
-            prefetch_tile(next, tile_bytes);
-            prefetch_tile(next + p.KV_HEADS * tile_bytes, tile_bytes);
+    const int64_t earliest = window_start(a, p, token) / GROUP * GROUP;
+    for (int64_t start = earliest, first = 0, end = rows; start <= last; start += GROUP) {
+        for (int64_t next = start + GROUP; next < min_i64(start + 2 * GROUP, last + 1); next += KV_BLOCK) {
+            const uint8_t *keys =
+                (const uint8_t *)a->kv + table[next / KV_BLOCK] * a->kv_block_stride + kv_head * tile_bytes;
+            prefetch_tile(keys, tile_bytes);
+            prefetch_tile(keys + p.KV_HEADS * tile_bytes, tile_bytes);
         }
         while (a->positions[token + first / heads] < start) first += heads;
-        /* Rows whose window starts behind this block wait: a row without any visible position has no softmax. */
+        /* Rows whose window starts behind this group wait: a row without any visible position has no softmax. */
         if (p.WINDOW)
-            for (end = first; end < rows && window_start(a, p, token + end / heads) < start + KV_BLOCK;) end += heads;
+            for (end = first; end < rows && window_start(a, p, token + end / heads) < start + GROUP;) end += heads;
+        if (first == end) continue;
         for (int64_t r = first; r < end; r++)
-            s->visible[r] = (int32_t)min_i64(a->positions[token + r / heads] + 1 - start, KV_BLOCK);
-        if (is_fp8) {
-            widen_fp8(keys, KV_BLOCK * d, s->keys);
-            widen_fp8(values, s->visible[end - 1] * d, s->values);
+            s->visible[r] = (int32_t)min_i64(a->positions[token + r / heads] + 1 - start, GROUP);
+        const struct group group = find_group(a, p, s, table, kv_head, start, s->visible[end - 1]);
+        for (int64_t r = first, taken; r < end; r += taken) {
+            struct weights w;
+            taken = rows_taken(end - r);
+            const int64_t blocks = (s->visible[r + taken - 1] + KV_BLOCK - 1) / KV_BLOCK;
+            score_tile(is_fp8, &group, s->queries + r * d, taken, blocks, d, &w);
+            if (p.SOFTCAP) cap_scores(&w, taken, blocks, (float)a->softcap);
+            if (p.WINDOW)
+                for (int64_t i = 0; i < taken; i++)
+                    for (int64_t j = window_start(a, p, token + (r + i) / heads) - start; j > 0; j--)
+                        w.scores[i][j - 1] = -__builtin_inff();
+            softmax_rows(&w, s->visible + r, taken, blocks, s->largest + r, s->total + r);
+            weigh_tile(is_fp8, &group, s->visible + r, taken, d, &w, s->sums + r * d);
         }
-        score_tile(s, is_fp8, keys, first, end, d);
-        if (p.SOFTCAP) cap_scores(s, first, end, (float)a->softcap);
-        if (p.WINDOW)
-            for (int64_t r = first; r < end; r++)
-                for (int64_t j = window_start(a, p, token + r / heads) - start; j > 0; j--)
-                    s->scores[r * KV_BLOCK + j - 1] = -__builtin_inff();
-        softmax_rows(s, first, end);
-        weigh_tile(s, is_fp8, values, first, end, d);
     }
     for (int64_t r = 0; r < rows; r++) {
         uint16_t *out = a->out + ((token + r / heads) * p.Q_HEADS + head + r % heads) * d;

@@ -112,7 +112,7 @@ def compile_level(level: str, variants: Sequence[Variant], cache_dir: Path, time
         return code
     code = _run_compiler(level, unit, sources, flags, cache_dir, timeout)
     check_standalone(code, f"code object for level {level}")
-    _write_atomically(cached, code)
+    write_atomically(cached, code)
     return code
 
 
@@ -160,7 +160,8 @@ def _first_error(stderr: bytes) -> str:
     return next((line for line in lines if "error:" in line), lines[0]).strip()
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file of a cache, in a folder that is made if need be; others see it whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent)
     with os.fdopen(handle, "wb") as file:

@@ -1,26 +1,25 @@
-/* Tiles of dot products, on top of a level's vectors.
+/* Dot products of weight rows and activation rows, on top of a level's vectors, straight from stored weights.
  *
- * A tile is LANES accumulators, one per (weight row, activation row), each a vector over K that takes blocks in
- * ascending order; `reduce` turns them into LANES numbers by one tree. So a product's bits depend on its two rows only,
- * never on the tile's form, its neighbours, or whether the weights came from a panel. */
+ * A product is summed in slices of SLICE_COLUMNS columns, whose sums are added in ascending order. Within a slice LANES
+ * partial sums take their columns in ascending order, lane by lane, and are then added as one tree, that of `reduce`.
+ * So a product's bits depend on its two rows only, never on the tile's form, its neighbours, or whether the weights
+ * came from a panel (panels.h). */
 #pragma once
 #include "mathf.h"
 
-/* How the weight side of a tile is stored. */
-enum source { SOURCE_FP8, SOURCE_INT8, SOURCE_BF16, SOURCE_PANEL };
+/* How weights are stored. */
+enum source { SOURCE_FP8, SOURCE_INT8, SOURCE_BF16 };
 
-#define PANEL_TOKENS (LANES / PANEL_ROWS)
-/* Activation rows that one tile takes straight from stored weights, at most. */
+/* Activation rows that one tile takes, at most. */
 #define DIRECT_TOKENS (LANES >= 16 ? 8 : 4)
 #define UNIT 16 /* weight rows that a caller hands out at once */
+#define SLICE_COLUMNS 2048
 /* Columns that share a scale where scales are of blocks; whole blocks of dot products on every level. */
 #define SCALE_COLUMNS 128
 _Static_assert(SCALE_COLUMNS % DOT_BLOCK == 0, "dot products can start where a scale does");
+_Static_assert(UNIT % LANES == 0, "a unit is whole vectors of rows");
 
-INLINE int64_t source_bytes(enum source source)
-{
-    return source == SOURCE_PANEL ? X_BYTES : source == SOURCE_BF16 ? 2 : 1;
-}
+INLINE int64_t source_bytes(enum source source) { return source == SOURCE_BF16 ? 2 : 1; }
 
 INLINE float source_factor(enum source source) { return source == SOURCE_FP8 ? FP8_FACTOR : 1.0f; }
 
@@ -32,8 +31,7 @@ INLINE block block_of(enum source source, const uint8_t *w)
     switch (source) {
     case SOURCE_FP8: return block_fp8(w);
     case SOURCE_INT8: return block_int8(w);
-    case SOURCE_BF16: return block_bf16(w);
-    default: __builtin_unreachable(); /* panels are read vector by vector */
+    default: return block_bf16(w);
     }
 }
 
@@ -54,26 +52,12 @@ INLINE void block_stored(const enum source source, const int rows, const uint8_t
 {
     const int tokens = LANES / rows;
     UNROLL for (int r = 0; r < rows; r++) {
-        PREFETCH(w + (r + rows) * stride);
+        for (int64_t i = 0; i < DOT_BLOCK * source_bytes(source); i += 64) PREFETCH(w + (r + rows) * stride + i);
         const block b = block_of(source, w + r * stride);
         if (tokens * BLOCK_VECTORS > X_VECTORS) FORGET(at);
         UNROLL for (int t = 0; t < tokens; t++)
             UNROLL for (int i = 0; i < BLOCK_VECTORS; i++)
                 acc[t * rows + r] = dot(acc[t * rows + r], b.v[i], element_load(xs[t] + at + i * VECTOR_BYTES));
-    }
-}
-
-/* One block of a panel: vector by vector, so that both sides fit the registers. */
-INLINE void block_panel(const int rows, const uint8_t *w, int64_t stride, const uint8_t *const *xs, int64_t at, vf *acc)
-{
-    const int tokens = LANES / rows;
-    UNROLL for (int i = 0; i < BLOCK_VECTORS; i++) {
-        element_vector x[LANES];
-        UNROLL for (int t = 0; t < tokens; t++) x[t] = element_load(xs[t] + at + i * VECTOR_BYTES);
-        UNROLL for (int r = 0; r < rows; r++) {
-            const element_vector row = element_load(w + r * stride + i * VECTOR_BYTES);
-            UNROLL for (int t = 0; t < tokens; t++) acc[t * rows + r] = dot(acc[t * rows + r], row, x[t]);
-        }
     }
 }
 
@@ -90,19 +74,16 @@ INLINE void tile(const enum source source, const int rows, const uint8_t *w, int
                  int64_t x_stride, int64_t last, int64_t k, float *out)
 {
     const int tokens = LANES / rows;
-    const int64_t bytes = source_bytes(source), padded = source == SOURCE_PANEL ? round_up(k, DOT_BLOCK) : k;
+    const int64_t bytes = source_bytes(source);
     const uint8_t *xs[LANES];
     uint8_t tail[LANES][DOT_BLOCK * 2];
     vf acc[LANES];
     UNROLL for (int i = 0; i < LANES; i++) acc[i] = vf_zero();
     UNROLL for (int t = 0; t < tokens; t++) xs[t] = x + min_i64(t, last) * x_stride;
-    int64_t blocks = padded / DOT_BLOCK, left = padded % DOT_BLOCK, x_at = 0;
+    int64_t blocks = k / DOT_BLOCK, left = k % DOT_BLOCK, x_at = 0;
     for (;;) {
-        for (int64_t b = 0; b < blocks; b++, x_at += DOT_BLOCK * X_BYTES) {
-            const uint8_t *at = w + b * (DOT_BLOCK * bytes);
-            if (source == SOURCE_PANEL) block_panel(rows, at, stride, xs, x_at, acc);
-            else block_stored(source, rows, at, stride, xs, x_at, acc);
-        }
+        for (int64_t b = 0; b < blocks; b++, x_at += DOT_BLOCK * X_BYTES)
+            block_stored(source, rows, w + b * (DOT_BLOCK * bytes), stride, xs, x_at, acc);
         if (!left) break;
         for (int r = 0; r < rows; r++) copy_tail(tail[r], w + r * stride + blocks * DOT_BLOCK * bytes, left * bytes);
         w = tail[0], stride = sizeof tail[0], blocks = 1, left = 0;
@@ -125,7 +106,6 @@ INLINE void tile(const enum source source, const int rows, const uint8_t *w, int
 DEFINE_TILES(tile_fp8, SOURCE_FP8)
 DEFINE_TILES(tile_int8, SOURCE_INT8)
 DEFINE_TILES(tile_bf16, SOURCE_BF16)
-DEFINE_TILE(tile_panel, SOURCE_PANEL, PANEL_ROWS)
 
 /* The tile of `tokens` (1, 2, 4 or DIRECT_TOKENS) activation rows, straight from stored weights. */
 INLINE void direct_tile(enum source source, int64_t tokens, const uint8_t *w, int64_t stride, const uint8_t *x,
@@ -142,9 +122,9 @@ INLINE void direct_tile(enum source source, int64_t tokens, const uint8_t *w, in
 #undef CHOOSE
 }
 
-/* y[t * y_stride + r] = weight row r (of UNIT) times activation row t (of `count`), converting weights on the way. */
-INLINE void direct_unit(enum source source, const uint8_t *w, int64_t stride, const uint8_t *x, int64_t x_stride,
-                        int64_t count, int64_t k, float *y, int64_t y_stride)
+/* direct_unit for one slice; `add` adds to y. */
+INLINE void direct_slice(enum source source, const uint8_t *w, int64_t stride, const uint8_t *x, int64_t x_stride,
+                         int64_t count, int64_t k, const int add, float *y, int64_t y_stride)
 {
     float out[LANES];
     for (int64_t t0 = 0, tokens; t0 < count; t0 += tokens) {
@@ -154,39 +134,21 @@ INLINE void direct_unit(enum source source, const uint8_t *w, int64_t stride, co
         for (int64_t r0 = 0; r0 < UNIT; r0 += rows) {
             direct_tile(source, tokens, w + r0 * stride, stride, x + t0 * x_stride, x_stride, left - 1, k, out);
             for (int64_t t = 0; t < min_i64(tokens, left); t++)
-                for (int64_t r = 0; r < rows; r++) y[(t0 + t) * y_stride + r0 + r] = out[t * rows + r];
+                for (int64_t r = 0; r < rows; r++) {
+                    float *to = y + (t0 + t) * y_stride + r0 + r;
+                    *to = add ? *to + out[t * rows + r] : out[t * rows + r];
+                }
         }
     }
 }
 
-/* Converts UNIT weight rows into a panel, and asks for the rows after them. */
-INLINE void fill_panel(enum source source, const uint8_t *w, int64_t stride, int64_t k, uint8_t *panel)
+/* y[t * y_stride + r] = weight row r (of UNIT) times activation row t (of `count`, PACKED_ROWS), converting weights on
+ * the way. */
+INLINE void direct_unit(enum source source, const uint8_t *w, int64_t stride, const uint8_t *x, int64_t x_stride,
+                        int64_t count, int64_t k, float *y, int64_t y_stride)
 {
-    const int64_t bytes = source_bytes(source), panel_stride = packed_bytes(k), whole = k / DOT_BLOCK;
-    uint8_t tail[DOT_BLOCK * 2];
-    for (int64_t r = 0; r < UNIT; r++) {
-        const uint8_t *row = w + r * stride;
-        uint8_t *to = panel + r * panel_stride;
-        for (int64_t b = 0; b < whole; b++, to += DOT_BLOCK * X_BYTES) {
-            const uint8_t *at = row + b * DOT_BLOCK * bytes;
-            PREFETCH(at + UNIT * stride);
-            block_store(to, block_of(source, at));
-        }
-        if (k % DOT_BLOCK) {
-            copy_tail(tail, row + whole * DOT_BLOCK * bytes, k % DOT_BLOCK * bytes);
-            block_store(to, block_of(source, tail));
-        }
-    }
-}
-
-/* y[t * y_stride + r] = panel row r (of UNIT) times activation row t (of `count`, at most PANEL_TOKENS). */
-INLINE void panel_unit(const uint8_t *panel, int64_t panel_stride, const uint8_t *x, int64_t x_stride, int64_t count,
-                       int64_t k, float *y, int64_t y_stride)
-{
-    float out[LANES];
-    for (int64_t r0 = 0; r0 < UNIT; r0 += PANEL_ROWS) {
-        tile_panel(panel + r0 * panel_stride, panel_stride, x, x_stride, count - 1, k, out);
-        for (int64_t t = 0; t < count; t++)
-            for (int64_t r = 0; r < PANEL_ROWS; r++) y[t * y_stride + r0 + r] = out[t * PANEL_ROWS + r];
-    }
+    direct_slice(source, w, stride, x, x_stride, count, min_i64(k, SLICE_COLUMNS), 0, y, y_stride);
+    for (int64_t at = SLICE_COLUMNS; at < k; at += SLICE_COLUMNS)
+        direct_slice(source, w + at * source_bytes(source), stride, x + at * X_BYTES, x_stride, count,
+                     min_i64(k - at, SLICE_COLUMNS), 1, y, y_stride);
 }

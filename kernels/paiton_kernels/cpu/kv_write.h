@@ -11,6 +11,18 @@ struct kv_slot {
     int64_t place, kv_heads, head_dim;
 };
 
+INLINE struct kv_slot kv_slot(void *kv, int64_t block_stride, int64_t block, int64_t position, int64_t kv_heads,
+                              int64_t head_dim)
+{
+    return (struct kv_slot){(uint8_t *)kv + block * block_stride, position % KV_BLOCK, kv_heads, head_dim};
+}
+
+/* The slot of token t. Argument structs of different kernels name the paging alike. */
+#define KV_SLOT(a, p, t)                                                                                              \
+    kv_slot((a)->kv, (a)->kv_block_stride,                                                                            \
+            (a)->block_tables[(a)->request_of[t] * (a)->block_table_stride + (a)->positions[t] / KV_BLOCK],           \
+            (a)->positions[t], (p).KV_HEADS, (p).HEAD_DIM)
+
 /* Turns pairs by a row of rope_table's output: head_dim / 2 cosines, then as many sines; `cosine` is at the column. */
 INLINE void rotate_pairs(const float *cosine, const float *sine, const float *low, const float *high, float *turned_low,
                          float *turned_high)

@@ -1,12 +1,11 @@
-/* linear: out = epilogue(activations x weight^T + bias). Workers share the weight's rows in units of 16 (of 16 pairs for
- * ROPE, SILU and GELU). */
-#include "input.h"
+/* linear: out = epilogue(activations x weight^T + bias). Workers share the weight's rows in units of 16 (of 16 pairs
+ * for ROPE, SILU and GELU): few activation rows meet stored weights, more meet panels. */
+#include "products.h"
 #include "kv_write.h"
 
 _Static_assert(UNIT == ROPE_COLUMNS, "a unit of a rotary layer is one call of rotate_pairs");
 
-#define MAX_DECODE 8
-_Static_assert(PANEL_TOKENS <= MAX_DECODE, "products() takes as many rows at once");
+#define PANEL_TOKENS 512 /* activation rows that meet a panel before the next one is made, at most */
 
 /* Where a unit's weight rows are: 16 from `low`, and for paired epilogues 16 from `high`. */
 struct unit_rows { int64_t low, high; };
@@ -35,6 +34,12 @@ INLINE struct unit_rows rows_of(const struct linear_params p, int64_t unit)
     return (struct unit_rows){min_i64(unit * UNIT, p.N - UNIT), 0};
 }
 
+INLINE struct matrix linear_matrix(const struct linear_args *a, const struct linear_params p)
+{
+    return (struct matrix){(enum source)p.WEIGHT, a->weight, p.ROW_STRIDE, p.K, a->scale, p.SCALE_ROWS,
+                           a->scale_stride, (enum act)p.ACT};
+}
+
 INLINE void rope_epilogue(const struct linear_args *a, const struct linear_params p, int64_t t, int64_t low_row,
                           const float *low, const float *high)
 {
@@ -44,10 +49,7 @@ INLINE void rope_epilogue(const struct linear_args *a, const struct linear_param
     const int is_fp8 = p.KV == LINEAR_KV_FP8, is_v = head >= p.Q_HEADS + p.KV_HEADS;
     if (!is_v) rotate_pairs(cosine, sine, low, high, turned_low, turned_high);
     if (head >= p.Q_HEADS) {
-        int64_t position = a->positions[t];
-        int64_t block = a->block_tables[a->request_of[t] * a->block_table_stride + position / KV_BLOCK];
-        const struct kv_slot slot = {(uint8_t *)a->kv + block * a->kv_block_stride, position % KV_BLOCK, p.KV_HEADS,
-                                     p.HEAD_DIM};
+        const struct kv_slot slot = KV_SLOT(a, p, t);
         if (is_v) store_pairs(slot, is_fp8, 1, head - p.Q_HEADS - p.KV_HEADS, column, a->v_scale, low, high);
         else store_pairs(slot, is_fp8, 0, head - p.Q_HEADS, column, a->k_scale, turned_low, turned_high);
         return;
@@ -59,17 +61,15 @@ INLINE void rope_epilogue(const struct linear_args *a, const struct linear_param
 
 /* Finishes one token's row of a unit: y holds 16 dot products, or 32 for paired epilogues. */
 INLINE void epilogue(const struct linear_args *a, const struct linear_params p, int64_t unit, int64_t t, float *y,
-                     float act_scale)
+                     const float *x_scale)
 {
     const struct unit_rows rows = rows_of(p, unit);
-    const float factor = source_factor((enum source)p.WEIGHT);
     for (int half = 0; half < (is_paired(p) ? 2 : 1); half++) {
-        const float *scale = a->scale + (half ? rows.high : rows.low);
+        const int64_t row = half ? rows.high : rows.low;
+        scale_products(linear_matrix(a, p), row, x_scale, y + half * UNIT);
         for (int i = 0; i < UNIT; i++) {
             float *v = y + half * UNIT + i;
-            if (p.WEIGHT != LINEAR_WEIGHT_BF16 && p.SCALES == LINEAR_SCALES_ROW) *v = *v * factor * scale[i];
-            *v = *v * act_scale;
-            if (p.BIAS) *v += a->bias[(half ? rows.high : rows.low) + i];
+            if (p.BIAS) *v += a->bias[row + i];
             if (p.SOFTCAP) *v = softcap_f32(*v, (float)a->softcap);
         }
     }
@@ -91,90 +91,58 @@ INLINE void epilogue(const struct linear_args *a, const struct linear_params p, 
 /* Scales of one row of activations: one, or one for each block of columns. */
 INLINE int64_t row_scale_count(const struct linear_params p) { return scale_count((enum act)p.ACT, p.K); }
 
-/* y[t * 2 * UNIT + i] += the products `part` of the block of columns at `column`, scaled; the first block stores. */
-INLINE void add_block(const struct linear_args *a, const struct linear_params p, int64_t row, int64_t column,
-                      const float part[][UNIT], const float *x_scale, int64_t count, float *y)
-{
-    const int64_t block = column / SCALE_COLUMNS, act_block = p.ACT == LINEAR_ACT_FP8_BLOCK ? block : 0;
-    const float factor = source_factor((enum source)p.WEIGHT);
-    for (int64_t t = 0; t < count; t++) {
-        const float act_scale = x_scale[t * row_scale_count(p) + act_block];
-        for (int64_t i = 0; i < UNIT; i++) {
-            const float scale = a->scale[(row + i) / p.SCALE_ROWS * a->scale_stride + block];
-            const float value = part[t][i] * factor * scale * act_scale;
-            float *sum = y + t * 2 * UNIT + i;
-            *sum = column ? *sum + value : value;
-        }
-    }
-}
-
-/* y[t * 2 * UNIT + i] = the product of weight row `row` + i (of UNIT) and activation row t (of `count`), from a panel if
- * there is one, else from stored weights. With scales of blocks, each block's products are scaled and added in order. */
-INLINE void products(const struct linear_args *a, const struct linear_params p, int64_t row, const uint8_t *panel,
-                     const uint8_t *x, const float *x_scale, int64_t count, float *y)
-{
-    const enum source source = (enum source)p.WEIGHT;
-    const uint8_t *weight = (const uint8_t *)a->weight + row * p.ROW_STRIDE;
-    const int64_t x_stride = packed_bytes(p.K);
-    if (p.SCALES == LINEAR_SCALES_ROW) {
-        if (panel) panel_unit(panel, x_stride, x, x_stride, count, p.K, y, 2 * UNIT);
-        else direct_unit(source, weight, p.ROW_STRIDE, x, x_stride, count, p.K, y, 2 * UNIT);
-        return;
-    }
-    float part[MAX_DECODE][UNIT];
-    for (int64_t k = 0; k < p.K; k += SCALE_COLUMNS) {
-        const int64_t columns = min_i64(SCALE_COLUMNS, p.K - k), at = k * X_BYTES;
-        if (panel) panel_unit(panel + at, x_stride, x + at, x_stride, count, columns, part[0], UNIT);
-        else direct_unit(source, weight + k, p.ROW_STRIDE, x + at, x_stride, count, columns, part[0], UNIT);
-        add_block(a, p, row, k, part, x_scale, count, y);
-    }
-}
-
-/* What the epilogue still multiplies by: scales of blocks are in the products already. */
-INLINE float epilogue_scale(const struct linear_params p, const float *x_scale, int64_t t)
-{
-    return p.SCALES == LINEAR_SCALES_BLOCK ? 1.0f : x_scale[t];
-}
-
 INLINE void linear_decode(const struct linear_args *a, uint32_t worker, uint32_t workers, const struct linear_params p)
 {
     const int64_t count = a->counts[p.GATHER ? 2 : 0], units = unit_count(p), x_stride = packed_bytes(p.K);
     uint8_t *x = (uint8_t *)a->worker_scratch + worker * a->worker_scratch_stride;
     float *row_scratch = (float *)(x + MAX_DECODE * x_stride), *scales = row_scratch + round_up(p.K, 64);
-    float y[MAX_DECODE][2 * UNIT];
+    const struct matrix m = linear_matrix(a, p);
+    float y[MAX_DECODE][PAIR];
     for (int64_t t0 = 0; t0 < count; t0 += MAX_DECODE) {
         int64_t batch = min_i64(count - t0, MAX_DECODE);
         for (int64_t t = 0; t < batch; t++)
-            pack_row((enum input)p.INPUT, p.NORM_OFFSET, (enum act)p.ACT, a->x, p.GATHER ? a->rows[t0 + t] : t0 + t,
-                     p.K, a->norm_weight, a->eps, a->input_scale, x + t * x_stride, row_scratch,
-                     scales + t * row_scale_count(p));
+            pack_row((enum input)p.INPUT, p.NORM_OFFSET, (enum act)p.ACT, PACKED_ROWS, a->x,
+                     p.GATHER ? a->rows[t0 + t] : t0 + t, p.K, a->norm_weight, a->eps, a->input_scale, x + t * x_stride,
+                     row_scratch, scales + t * row_scale_count(p));
         for (int64_t unit = split(units, worker, workers); unit < split(units, worker + 1, workers); unit++) {
             struct unit_rows rows = rows_of(p, unit);
-            products(a, p, rows.low, 0, x, scales, batch, y[0]);
-            if (is_paired(p)) products(a, p, rows.high, 0, x, scales, batch, y[0] + UNIT);
-            for (int64_t t = 0; t < batch; t++) epilogue(a, p, unit, t0 + t, y[t], epilogue_scale(p, scales, t));
+            direct_products(m, rows.low, x, scales, batch, y[0], PAIR);
+            if (is_paired(p)) direct_products(m, rows.high, x, scales, batch, y[0] + UNIT, PAIR);
+            for (int64_t t = 0; t < batch; t++) epilogue(a, p, unit, t0 + t, y[t], scales + t * row_scale_count(p));
+        }
+    }
+}
+
+/* Activation rows times panels of a pair's rows, or of two units'. `y` has room for `count` times PAIR products. */
+INLINE void panel_units(const struct linear_args *a, const struct linear_params p, uint32_t worker, uint32_t workers,
+                        const uint8_t *x, const float *scales, int64_t t0, int64_t count, uint8_t *panels, float *y)
+{
+    const struct matrix m = linear_matrix(a, p);
+    const int64_t units = unit_count(p), each = is_paired(p) ? 1 : 2, items = (units + each - 1) / each;
+    for (int64_t item = split(items, worker, workers); item < split(items, worker + 1, workers); item++) {
+        const int64_t unit = item * each, last = min_i64(unit + each, units) - 1;
+        const struct unit_rows rows = rows_of(p, unit);
+        panel_products(m, rows.low, is_paired(p) ? rows.high : rows_of(p, last).low, x, scales, count, panels, y);
+        for (int64_t t = 0; t < count; t++) {
+            const float *x_scale = scales + t * row_scale_count(p);
+            epilogue(a, p, unit, t0 + t, y + t * PAIR, x_scale);
+            if (last > unit) epilogue(a, p, last, t0 + t, y + t * PAIR + UNIT, x_scale);
         }
     }
 }
 
 INLINE void linear_prefill(const struct linear_args *a, uint32_t worker, uint32_t workers, const struct linear_params p)
 {
-    const int64_t count = a->counts[p.GATHER ? 2 : 0], units = unit_count(p), x_stride = packed_bytes(p.K);
-    const uint8_t *weight = a->weight, *x = a->packed;
-    uint8_t *low = (uint8_t *)a->worker_scratch + worker * a->worker_scratch_stride, *high = low + UNIT * x_stride;
-    float y[PANEL_TOKENS][2 * UNIT];
-    for (int64_t unit = split(units, worker, workers); unit < split(units, worker + 1, workers); unit++) {
-        struct unit_rows rows = rows_of(p, unit);
-        fill_panel((enum source)p.WEIGHT, weight + rows.low * p.ROW_STRIDE, p.ROW_STRIDE, p.K, low);
-        if (is_paired(p)) fill_panel((enum source)p.WEIGHT, weight + rows.high * p.ROW_STRIDE, p.ROW_STRIDE, p.K, high);
-        for (int64_t t0 = 0; t0 < count; t0 += PANEL_TOKENS) {
-            int64_t batch = min_i64(count - t0, PANEL_TOKENS);
-            const float *scales = a->packed_scale + t0 * row_scale_count(p);
-            products(a, p, rows.low, low, x + t0 * x_stride, scales, batch, y[0]);
-            if (is_paired(p)) products(a, p, rows.high, high, x + t0 * x_stride, scales, batch, y[0] + UNIT);
-            for (int64_t t = 0; t < batch; t++) epilogue(a, p, unit, t0 + t, y[t], epilogue_scale(p, scales, t));
-        }
-    }
+    const int64_t count = a->counts[p.GATHER ? 2 : 0], x_stride = packed_bytes(p.K);
+    /* Rows are taken in blocks of about one size that stay in the second cache while panels pass. */
+    const int64_t fit = X_BLOCK_BYTES / packed_bytes(min_i64(p.K, SLICE_COLUMNS)) / TILE_TOKENS * TILE_TOKENS;
+    const int64_t most = min_i64(max_i64(fit, TILE_TOKENS), PANEL_TOKENS), blocks = (count + most - 1) / most;
+    const int64_t each = blocks ? min_i64(round_up((count + blocks - 1) / blocks, TILE_TOKENS), most) : 1;
+    uint8_t *panels = (uint8_t *)a->worker_scratch + worker * a->worker_scratch_stride;
+    float *y = (float *)(panels + panels_bytes(p.K));
+    for (int64_t t0 = 0; t0 < count; t0 += each)
+        panel_units(a, p, worker, workers, (const uint8_t *)a->packed + t0 * x_stride,
+                    a->packed_scale + t0 * row_scale_count(p), t0, min_i64(count - t0, each), panels, y);
 }
 
 INLINE void linear(const struct linear_args *a, uint32_t worker, uint32_t workers, const struct linear_params p)

@@ -15,7 +15,7 @@ SHARED float sum_of_squares(const float *x, int64_t k)
     return sums[0];
 }
 
-UNUSED SHARED void normalise(const float *x, const uint16_t *weight, double eps, int64_t k, float *y)
+UNUSED SHARED void normalise_plain(const float *x, const uint16_t *weight, double eps, int64_t k, float *y)
 {
     float scale = (float)(1.0 / __builtin_sqrt((double)sum_of_squares(x, k) / (double)k + eps));
     for (int64_t i = 0; i < k; i++) y[i] = x[i] * scale * bf16_to_f32(weight[i]);
@@ -26,4 +26,11 @@ UNUSED SHARED void normalise_offset(const float *x, const uint16_t *weight, doub
 {
     float scale = (float)(1.0 / __builtin_sqrt((double)sum_of_squares(x, k) / (double)k + eps));
     for (int64_t i = 0; i < k; i++) y[i] = x[i] * scale * (1.0f + bf16_to_f32(weight[i]));
+}
+
+/* RMSNorm of a row of k elements; `offset` tells the second form. */
+INLINE void normalise(const float *x, const uint16_t *weight, const int offset, double eps, int64_t k, float *y)
+{
+    if (offset) normalise_offset(x, weight, eps, k, y);
+    else normalise_plain(x, weight, eps, k, y);
 }

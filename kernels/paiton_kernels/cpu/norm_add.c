@@ -10,8 +10,7 @@ INLINE void norm_add_row(const struct norm_add_args *a, const struct norm_add_pa
     for (int64_t i = 0; i < p.HIDDEN; i++) sum[i] = parts[0][t * p.HIDDEN + i];
     for (int64_t rank = 1; rank < p.RANKS; rank++)
         for (int64_t i = 0; i < p.HIDDEN; i++) sum[i] += parts[rank][t * p.HIDDEN + i];
-    if (p.NORM_OFFSET) normalise_offset(sum, a->norm_weight, a->eps, p.HIDDEN, sum);
-    else normalise(sum, a->norm_weight, a->eps, p.HIDDEN, sum);
+    normalise(sum, a->norm_weight, p.NORM_OFFSET, a->eps, p.HIDDEN, sum);
     for (int64_t i = first; i < last; i++) a->out[t * p.HIDDEN + i] += sum[i];
 }
 

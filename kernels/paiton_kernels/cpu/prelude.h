@@ -12,6 +12,7 @@
 #define UNROLL _Pragma("clang loop unroll(full)")
 
 #define KV_BLOCK 16
+#define MAX_EXPERTS 256
 
 /* The compiler turns copies and fills into calls of these names, even in freestanding code. String instructions keep
  * it from recognising the loop in them and calling itself. */

@@ -6,19 +6,16 @@
 INLINE void rope_kv_head(const struct rope_kv_args *a, const struct rope_kv_params p, int64_t t, int64_t head,
                          float *normed)
 {
-    const int64_t d = p.HEAD_DIM, half = d / 2, heads = p.Q_HEADS + 2 * p.KV_HEADS, position = a->positions[t];
-    const int64_t block = a->block_tables[a->request_of[t] * a->block_table_stride + position / KV_BLOCK];
+    const int64_t d = p.HEAD_DIM, half = d / 2, heads = p.Q_HEADS + 2 * p.KV_HEADS;
     const int is_q = head < p.Q_HEADS, is_v = head >= p.Q_HEADS + p.KV_HEADS, is_fp8 = p.KV == ROPE_KV_KV_FP8;
     const float *x = a->qkv + (t * heads + head) * d, *cosine = a->rope + t * d, *sine = cosine + half;
-    const struct kv_slot slot = {(uint8_t *)a->kv + block * a->kv_block_stride, position % KV_BLOCK, p.KV_HEADS, d};
+    const struct kv_slot slot = KV_SLOT(a, p, t);
     if (is_v) {
         for (int64_t i = 0; i < half; i += ROPE_COLUMNS)
             store_pairs(slot, is_fp8, 1, head - p.Q_HEADS - p.KV_HEADS, i, a->v_scale, x + i, x + half + i);
         return;
     }
-    const uint16_t *weight = is_q ? a->q_norm : a->k_norm;
-    if (p.NORM_OFFSET) normalise_offset(x, weight, a->eps, d, normed);
-    else normalise(x, weight, a->eps, d, normed);
+    normalise(x, is_q ? a->q_norm : a->k_norm, p.NORM_OFFSET, a->eps, d, normed);
     uint16_t *q = a->out + (t * p.Q_HEADS + head) * d;
     for (int64_t i = 0; i < half; i += ROPE_COLUMNS) {
         float low[ROPE_COLUMNS], high[ROPE_COLUMNS];

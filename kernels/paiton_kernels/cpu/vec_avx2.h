@@ -9,7 +9,9 @@
 #define X_BYTES 4
 /* e4m3 codes become f16 by a shift, which divides them by 2^8; subnormals included, since vcvtph2ps handles those. */
 #define FP8_FACTOR 256.0f
-#define PANEL_ROWS 4
+#define TREE_ORDER 0, 1, 2, 3, 4, 5, 6, 7
+#define TILE_TOKENS 6
+#define X_BLOCK_BYTES (512 << 10)
 #define X_VECTORS 0
 #define ROW_TILE 4
 #define PREFETCH(address) _mm_prefetch((const char *)(address), _MM_HINT_T0)
@@ -73,6 +75,50 @@ INLINE block block_bf16(const uint8_t *w)
 
 INLINE element_vector element_load(const void *p) { return vf_load(p); }
 INLINE void element_store(void *p, element_vector v) { vf_store(p, v); }
+INLINE element_vector element_broadcast(const void *p) { return _mm256_broadcast_ss((const float *)p); }
+
+INLINE void transpose_bytes(const uint8_t *w, int64_t stride, uint8_t t[LANES][DOT_BLOCK * 2])
+{
+    __m256i a[8], b[8], c[8];
+    UNROLL for (int r = 0; r < 8; r++) a[r] = _mm256_loadu_si256((const __m256i *)(w + r * stride));
+    UNROLL for (int r = 0; r < 8; r += 2) {
+        b[r] = _mm256_unpacklo_epi16(a[r], a[r + 1]);
+        b[r + 1] = _mm256_unpackhi_epi16(a[r], a[r + 1]);
+    }
+    UNROLL for (int r = 0; r < 8; r += 4)
+        UNROLL for (int half = 0; half < 2; half++) {
+            c[r + 2 * half] = _mm256_unpacklo_epi32(b[r + half], b[r + 2 + half]);
+            c[r + 2 * half + 1] = _mm256_unpackhi_epi32(b[r + half], b[r + 2 + half]);
+        }
+    UNROLL for (int i = 0; i < 4; i++) {
+        _mm256_storeu_si256((__m256i *)t[2 * i], _mm256_unpacklo_epi64(c[i], c[4 + i]));
+        _mm256_storeu_si256((__m256i *)t[2 * i + 1], _mm256_unpackhi_epi64(c[i], c[4 + i]));
+    }
+}
+
+INLINE void transpose_words(const uint8_t *w, int64_t stride, uint8_t t[LANES][DOT_BLOCK * 2])
+{
+    UNROLL for (int half = 0; half < 2; half++) {
+        __m256i a[8], b[8], c[8];
+        UNROLL for (int r = 0; r < 8; r++) a[r] = _mm256_loadu_si256((const __m256i *)(w + r * stride) + half);
+        UNROLL for (int r = 0; r < 8; r += 2) {
+            b[r] = _mm256_unpacklo_epi32(a[r], a[r + 1]);
+            b[r + 1] = _mm256_unpackhi_epi32(a[r], a[r + 1]);
+        }
+        UNROLL for (int r = 0; r < 8; r += 4)
+            UNROLL for (int i = 0; i < 2; i++) {
+                c[r + 2 * i] = _mm256_unpacklo_epi64(b[r + i], b[r + 2 + i]);
+                c[r + 2 * i + 1] = _mm256_unpackhi_epi64(b[r + i], b[r + 2 + i]);
+            }
+        UNROLL for (int i = 0; i < 4; i++) {
+            _mm256_storeu_si256((__m256i *)t[i] + half, _mm256_permute2x128_si256(c[i], c[4 + i], 0x20));
+            _mm256_storeu_si256((__m256i *)t[4 + i] + half, _mm256_permute2x128_si256(c[i], c[4 + i], 0x31));
+        }
+    }
+}
+
+INLINE block transposed_bf16(const uint8_t *t) { return block_bf16(t); }
+
 INLINE vf dot(vf acc, element_vector w, element_vector x) { return _mm256_fmadd_ps(w, x, acc); }
 
 /* out[i] = the sum of acc[i]'s lanes: pairs, then pairs of pairs, then the two halves. */

@@ -14,6 +14,7 @@ typedef struct { element_vector v[BLOCK_VECTORS]; } block;
 
 INLINE element_vector element_load(const void *p) { return vf_load(p); }
 INLINE void element_store(void *p, element_vector v) { vf_store(p, v); }
+INLINE element_vector element_broadcast(const void *p) { return vf_set1(*(const float *)p); }
 INLINE vf dot(vf acc, element_vector w, element_vector x) { return vf_fma(w, x, acc); }
 
 /* Widens 32 even and 32 odd two-byte elements. They go through memory: a load that widens needs no shuffle, and the
@@ -51,3 +52,31 @@ INLINE block block_bf16(const uint8_t *w)
     load_pair((const uint16_t *)w + 32, &b.v[1], &b.v[3]);
     return b;
 }
+
+INLINE void transpose_bytes(const uint8_t *w, int64_t stride, uint8_t t[LANES][DOT_BLOCK * 2])
+{
+    const __m512i even = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13);
+    const __m512i odd = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
+    __m512i words[16];
+    gather_words(w, stride, words);
+    UNROLL for (int m = 0; m < 4; m++)
+        UNROLL for (int i = 0; i < 2; i++) {
+            const __m512i upper = i ? _mm512_unpackhi_epi64(words[m], words[4 + m])
+                                    : _mm512_unpacklo_epi64(words[m], words[4 + m]);
+            const __m512i lower = i ? _mm512_unpackhi_epi64(words[8 + m], words[12 + m])
+                                    : _mm512_unpacklo_epi64(words[8 + m], words[12 + m]);
+            _mm512_storeu_si512(t[2 * m + i], _mm512_permutex2var_epi64(upper, even, lower));
+            _mm512_storeu_si512(t[8 + 2 * m + i], _mm512_permutex2var_epi64(upper, odd, lower));
+        }
+}
+
+INLINE void transpose_words(const uint8_t *w, int64_t stride, uint8_t t[LANES][DOT_BLOCK * 2])
+{
+    UNROLL for (int half = 0; half < 2; half++) {
+        __m512i columns[16];
+        transpose_double_words(w + half * 64, stride, columns);
+        UNROLL for (int lane = 0; lane < 16; lane++) _mm512_storeu_si512(t[lane] + half * 64, columns[lane]);
+    }
+}
+
+INLINE block transposed_bf16(const uint8_t *t) { return block_bf16(t); }

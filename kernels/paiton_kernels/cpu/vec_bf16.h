@@ -12,6 +12,7 @@ typedef struct { element_vector v[BLOCK_VECTORS]; } block;
 
 INLINE element_vector element_load(const void *p) { return _mm512_loadu_si512(p); }
 INLINE void element_store(void *p, element_vector v) { _mm512_storeu_si512(p, v); }
+INLINE element_vector element_broadcast(const void *p) { return _mm512_set1_epi32(*(const int32_t *)p); }
 INLINE vf dot(vf acc, element_vector w, element_vector x) { return _mm512_dpbf16_ps(acc, (__m512bh)w, (__m512bh)x); }
 
 /* High and low bytes of the bf16 value of every e4m3 magnitude and of every integer 0..127. */
@@ -91,4 +92,35 @@ INLINE block block_bf16(const uint8_t *w)
     const __m512i high = _mm512_setr_epi64(2, 3, 6, 7, 10, 11, 14, 15);
     __m512i a = _mm512_loadu_si512(w), b = _mm512_loadu_si512(w + 64);
     return (block){{_mm512_permutex2var_epi64(a, low, b), _mm512_permutex2var_epi64(a, high, b)}};
+}
+
+INLINE void transpose_bytes(const uint8_t *w, int64_t stride, uint8_t t[LANES][DOT_BLOCK * 2])
+{
+    __m512i words[16];
+    gather_words(w, stride, words);
+    UNROLL for (int i = 0; i < 4; i++) {
+        __m512i columns[4], groups[4];
+        UNROLL for (int q = 0; q < 4; q++) {
+            const __m512i low = words[4 * q + i / 2], high = words[4 * q + 2 + i / 2];
+            columns[q] = i % 2 ? _mm512_unpackhi_epi64(low, high) : _mm512_unpacklo_epi64(low, high);
+        }
+        transpose_groups(columns, groups);
+        UNROLL for (int g = 0; g < 4; g++) _mm512_storeu_si512(t[4 * g + i], groups[g]);
+    }
+}
+
+INLINE void transpose_words(const uint8_t *w, int64_t stride, uint8_t t[LANES][DOT_BLOCK * 2])
+{
+    UNROLL for (int half = 0; half < 2; half++) {
+        __m512i columns[16];
+        transpose_double_words(w + half * 64, stride, columns);
+        UNROLL for (int g = 0; g < 4; g++)
+            UNROLL for (int i = 0; i < 4; i++)
+                _mm512_storeu_si512(t[4 * (2 * half + g / 2) + i] + g % 2 * 64, columns[4 * g + i]);
+    }
+}
+
+INLINE block transposed_bf16(const uint8_t *t)
+{
+    return (block){{_mm512_loadu_si512(t), _mm512_loadu_si512(t + 64)}};
 }

@@ -6,7 +6,9 @@
 #define DOT_BLOCK 16 /* elements per block, in their natural order */
 #define X_BYTES 4    /* bytes per packed element */
 #define FP8_FACTOR 1.0f
-#define PANEL_ROWS 2
+#define TREE_ORDER 0, 2, 1, 3 /* lanes in the order in which `reduce` pairs them, then the pairs, and so on */
+#define TILE_TOKENS 4      /* activation rows of a panel's tile, at most; it has two vectors of weight rows */
+#define X_BLOCK_BYTES (256 << 10) /* packed activations that meet a panel while they stay in the second cache */
 #define X_VECTORS 4 /* vectors of activations that stay in registers while weight rows pass */
 #define ROW_TILE 4 /* query rows that attention keeps in registers */
 #define PREFETCH(address) __builtin_prefetch(address)
@@ -59,6 +61,31 @@ INLINE block block_bf16(const uint8_t *w)
     for (int i = 0; i < DOT_BLOCK; i++) f[i] = bf16_to_f32(bits[i]);
     return (block){{vf_load(f), vf_load(f + 4), vf_load(f + 8), vf_load(f + 12)}};
 }
+
+/* The word at `p` in every lane. */
+INLINE element_vector element_broadcast(const void *p) { return vf_set1(*(const float *)p); }
+
+/* Transposes LANES rows of DOT_BLOCK elements of one or two bytes: t[lane] is a block whose vector v holds, row by row,
+ * what lane `lane` of vector v of each row's block holds. */
+INLINE void transpose_bytes(const uint8_t *w, int64_t stride, uint8_t t[LANES][DOT_BLOCK * 2])
+{
+    for (int lane = 0; lane < LANES; lane++)
+        for (int v = 0; v < BLOCK_VECTORS; v++)
+            for (int r = 0; r < LANES; r++) t[lane][v * LANES + r] = w[r * stride + v * LANES + lane];
+}
+
+INLINE void transpose_words(const uint8_t *w, int64_t stride, uint8_t t[LANES][DOT_BLOCK * 2])
+{
+    for (int lane = 0; lane < LANES; lane++)
+        for (int v = 0; v < BLOCK_VECTORS; v++)
+            for (int r = 0; r < LANES; r++) {
+                const uint8_t *from = w + r * stride + (v * LANES + lane) * 2;
+                uint8_t *to = &t[lane][(v * LANES + r) * 2];
+                to[0] = from[0], to[1] = from[1];
+            }
+}
+
+INLINE block transposed_bf16(const uint8_t *t) { return block_bf16(t); }
 
 INLINE vf dot(vf acc, element_vector w, element_vector x) { return vf_fma(w, x, acc); }
 

@@ -10,14 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paiton_kernels.gpu.comm import comm_layout
+from paiton_kernels.gpu.norm_cases import EPS, STATIC_SCALE, normed, padded
 from paiton_kernels.gpu.spec import Case, Config, Constant, Step
-from paiton_kernels.pack import activations
 
 TOKENS, LOGITS = 5, (3, 0)
 """Rows of a case's step, and those of them that want logits."""
-
-_ACT = {"NONE": "BF16", "TENSOR": "FP8_STATIC", "ROW": "FP8_DYNAMIC"}
-_STATIC = 0.004  # so that the largest values saturate
 
 
 def reduced(parts: Sequence[NDArray[np.float32]], x: NDArray[np.float32] | None, wire: str) -> NDArray[np.float64]:
@@ -25,14 +22,6 @@ def reduced(parts: Sequence[NDArray[np.float32]], x: NDArray[np.float32] | None,
     sent = [part.astype(ml_dtypes.bfloat16) if wire == "BF16" else part for part in parts]
     total = np.sum([part.astype(np.float64) for part in sent], axis=0)
     return np.asarray(total if x is None else total + x)
-
-
-def normed(
-    stream: NDArray[np.float64], weight: NDArray[Any], scale: str, offset: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Returns what a norm makes of rows, and their dynamic scales."""
-    factor = weight.astype(np.float64) + offset
-    return activations(stream, act=_ACT[scale], norm_weight=factor, eps=1e-5, input_scale=_STATIC)
 
 
 def all_reduce_case(
@@ -90,7 +79,7 @@ def all_reduce_case(
         if rows == "LOGITS":
             arrays["rows"] = np.array([*LOGITS, 0], np.int32)
         if scale == "TENSOR":
-            arrays["out_scale"] = np.array([_STATIC], np.float32)
+            arrays["out_scale"] = np.array([STATIC_SCALE], np.float32)
         if scale == "ROW":
             arrays["row_scale"] = np.full(outputs, 7, np.float32)
             expected["row_scale"] = padded(scales, outputs)
@@ -99,10 +88,5 @@ def all_reduce_case(
             expected["clear"] = padded(np.zeros(len(source)), outputs)
     tolerance = {"x": "f32", "out": "bf16" if scale == "NONE" else "fp8", "row_scale": "f32"}
     tolerance |= dict.fromkeys(("clear", "comm_error", "semaphores"), "exact")
-    scalars = {"eps": 1e-5, "rank": 0, "max_polls": 10, "channel_bytes": channel_bytes}
+    scalars = {"eps": EPS, "rank": 0, "max_polls": 10, "channel_bytes": channel_bytes}
     return Case(name(constants), constants, step, arrays, scalars, expected, tolerance, tuple(configs))
-
-
-def padded(values: NDArray[np.float64], rows: int) -> NDArray[np.float64]:
-    """Returns the values with rows of NaN appended, which mark what must not be written."""
-    return np.concatenate([values, np.full((rows - len(values), *values.shape[1:]), np.nan)])

@@ -64,8 +64,19 @@ def codes_of(values: Array) -> Array:
     return np.where(values == 0, 0, values.astype(ml_dtypes.float8_e4m3fn).view(np.uint8)).astype(np.uint8)
 
 
-class _Inputs:
-    """Operands of a product, and what it is in float64."""
+class Inputs:
+    """Operands of a product, and what it is in float64.
+
+    Args:
+        constants: all constants of `linear` but those of heads and epilogues.
+        count: real rows of activations.
+        bucket: rows of activations.
+        seed: of the random values.
+
+    Attributes:
+        arrays: by argument name.
+        product: f64[count][N].
+    """
 
     def __init__(self, constants: Mapping[str, Constant], count: int, bucket: int, seed: int) -> None:
         self.random = np.random.default_rng(seed)
@@ -140,31 +151,45 @@ def _quantized(values: Array) -> tuple[Array, Array, Array]:
     return round_e4m3(values.astype(np.float32) * (1 / scale)[:, None]), scale.astype(np.float64), largest
 
 
-def _within(bucket: int, rows: Array) -> Array:
+def within(bucket: int, rows: Array) -> Array:
     """Returns rows of a bucket, those beyond the real ones marked as not written."""
     expected = np.full((bucket, *rows.shape[1:]), np.nan)
     expected[: len(rows)] = rows
     return expected
 
 
-def _gate(inputs: _Inputs, constants: Mapping[str, Constant], bucket: int) -> tuple[dict[str, Array], dict[str, str]]:
+def expected_of_gate(
+    inputs: Inputs, constants: Mapping[str, Constant], bucket: int
+) -> tuple[dict[str, Array], dict[str, str]]:
+    """Adds the outputs of a gate to the arrays, and returns what must come out and how exactly."""
     value = round_bf16((silu_mul if constants["EPILOGUE"] == "SILU" else gelu_mul)(inputs.product))
     if constants["OUT"] == "FP8":
         scale = np.float32(np.abs(value).max() / 300)  # some values are beyond 448
         inputs.arrays |= {"out": np.zeros((bucket, value.shape[1]), np.uint8), "out_scale": np.array([scale])}
-        return {"out": _within(bucket, round_e4m3(value / float(scale)))}, {"out": "fp8"}
+        return {"out": within(bucket, round_e4m3(value / float(scale)))}, {"out": "fp8"}
     inputs.arrays["out"] = np.zeros((bucket, value.shape[1]), ml_dtypes.bfloat16)
-    expected, tolerance = {"out": _within(bucket, value)}, {"out": "bf16"}
+    expected, tolerance = {"out": within(bucket, value)}, {"out": "bf16"}
     if constants["AMAX"]:
         largest = np.abs(value).max(axis=1)
         before = np.zeros(bucket, np.float32)
         before[0] = 2 * largest[0]  # an earlier launch's, which is larger
         inputs.arrays["out_amax"] = before
-        expected["out_amax"], tolerance["out_amax"] = _within(bucket, np.maximum(largest, before[: len(value)])), "bf16"
+        expected["out_amax"], tolerance["out_amax"] = within(bucket, np.maximum(largest, before[: len(value)])), "bf16"
     return expected, tolerance
 
 
-def _norm_heads(inputs: _Inputs, name: str, heads: Array, offset: float) -> Array:
+def add_scratch(
+    arrays: dict[str, Array], expected: dict[str, Array], tolerance: dict[str, str], needed: Mapping[str, int]
+) -> None:
+    """Adds the scratch of a launch: what is there before is no number, and semaphores are zero again behind it."""
+    if not needed:
+        return
+    arrays["workspace"] = np.full(needed["workspace"] // 4, np.nan, np.float32)
+    arrays["semaphores"] = np.zeros(needed["semaphores"], np.int32)
+    expected["semaphores"], tolerance["semaphores"] = np.zeros(needed["semaphores"], np.int64), "exact"
+
+
+def _norm_heads(inputs: Inputs, name: str, heads: Array, offset: float) -> Array:
     """Returns heads [tokens, heads, D] after an RMSNorm of each, with a weight that is added to the inputs."""
     weight: Array = inputs.random.uniform(0.5, 2, (int(heads.shape[-1]),)).astype(ml_dtypes.bfloat16)
     inputs.arrays[f"{name}_norm"] = weight
@@ -173,7 +198,7 @@ def _norm_heads(inputs: _Inputs, name: str, heads: Array, offset: float) -> Arra
 
 
 def _rope(
-    inputs: _Inputs, constants: Mapping[str, Constant], bucket: int
+    inputs: Inputs, constants: Mapping[str, Constant], bucket: int
 ) -> tuple[dict[str, Array], dict[str, str], dict[str, int]]:
     q_heads, kv_heads, dim = (int(constants[name]) for name in ("Q_HEADS", "KV_HEADS", "HEAD_DIM"))
     random, tokens, blocks = inputs.random, len(inputs.product), 9
@@ -208,7 +233,7 @@ def _rope(
         "request_of": request_of,
         "block_tables": block_tables,
     }
-    expected = {"out": _within(bucket, q.reshape(tokens, -1)), "kv": cache}
+    expected = {"out": within(bucket, q.reshape(tokens, -1)), "kv": cache}
     tolerance = {"out": "bf16", "kv": "bf16" if element == 2 else "fp8"}
     return expected, tolerance, {"block_table_stride": 4, "kv_block_stride": stride}
 
@@ -218,7 +243,7 @@ def linear_case(
 ) -> Case:
     """Returns a launch with `count` real rows in a bucket of `bucket`."""
     full: dict[str, Constant] = {**DEFAULTS, "ROW_STRIDE": constants["K"], **constants}
-    inputs = _Inputs(full, count, bucket, seed=sum(map(ord, title)))
+    inputs = Inputs(full, count, bucket, seed=sum(map(ord, title)))
     logits = full["ROWS"] == "LOGITS"
     step = Step(3 * bucket, bucket) if logits else Step(bucket, 2)
     counts = [bucket, 2, count, 0] if logits else [count, 2, 2, 0]
@@ -227,27 +252,23 @@ def linear_case(
     scalars: dict[str, int | float] = {"out_stride": n + _OUT_PADDING, "block_table_stride": 0, "kv_block_stride": 0}
     scalars["norm_eps"] = NORM_EPS
     if full["EPILOGUE"] in ("SILU", "GELU"):
-        expected, tolerance = _gate(inputs, full, bucket)
+        expected, tolerance = expected_of_gate(inputs, full, bucket)
     elif full["EPILOGUE"] == "ROPE":
         expected, tolerance, strides = _rope(inputs, full, bucket)
         scalars |= strides
     elif full["EPILOGUE"] == "ADD":
         before = inputs.random.standard_normal((bucket, n)).astype(np.float32)
         inputs.arrays["out"] = before
-        expected, tolerance = {"out": _within(bucket, inputs.product + before[:count])}, {"out": "f32"}
+        expected, tolerance = {"out": within(bucket, inputs.product + before[:count])}, {"out": "f32"}
     else:
         inputs.arrays["out"] = np.zeros((bucket, n + _OUT_PADDING), np.float32)
         cap = float(full["SOFTCAP"])
         product = soft_cap(inputs.product, cap) if cap else inputs.product
         padded = np.pad(product, ((0, 0), (0, _OUT_PADDING)), constant_values=np.nan)
-        expected, tolerance = {"out": _within(bucket, padded)}, {"out": "f32"}
+        expected, tolerance = {"out": within(bucket, padded)}, {"out": "f32"}
     profile = PROFILES[DEFAULT_PROFILES[target.name]]
     chosen = config or space(full, step, profile)[0]
-    if needed := workspace({**full, **dict(chosen.values)}, step, profile):
-        # What is there before is no number, and nothing may depend on it.
-        inputs.arrays["workspace"] = np.full(needed["workspace"] // 4, np.nan, np.float32)
-        inputs.arrays["semaphores"] = np.zeros(needed["semaphores"], np.int32)
-        expected["semaphores"], tolerance["semaphores"] = np.zeros(needed["semaphores"], np.int64), "exact"
+    add_scratch(inputs.arrays, expected, tolerance, workspace({**full, **dict(chosen.values)}, step, profile))
     return Case(title, full, step, inputs.arrays, scalars, expected, tolerance, (chosen,))
 
 

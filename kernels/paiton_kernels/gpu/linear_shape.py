@@ -136,10 +136,14 @@ def grid(values: Mapping[str, Constant], step: Step, _profile: Profile) -> Grid:
 
 def workspace(values: Mapping[str, Constant], step: Step, _profile: Profile) -> dict[str, int]:
     """Returns the scratch that partial sums take: f32[tiles][SPLIT_K][BLOCK_M][BLOCK_N], and a semaphore a tile."""
+    return partial_sums(tiles(values, step), values)
+
+
+def partial_sums(count: int, values: Mapping[str, Constant]) -> dict[str, int]:
+    """Returns the scratch of `count` tiles, nothing where K is not split."""
     split = int(values["SPLIT_K"])
     if split == 1:
         return {}
-    count = tiles(values, step)
     return {"workspace": 4 * count * split * int(values["BLOCK_M"]) * int(values["BLOCK_N"]), "semaphores": count}
 
 

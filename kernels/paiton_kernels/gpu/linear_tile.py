@@ -108,6 +108,30 @@ def _scaled_dot(left, right, scale, A_SCALE: tl.constexpr, SWAP: tl.constexpr, F
 
 
 @triton.jit
+def _add_pass(
+    accumulator,
+    left,
+    right,
+    inverse,
+    block,
+    A: tl.constexpr,
+    A_SCALE: tl.constexpr,
+    SCALE_ROWS: tl.constexpr,
+    EXACT_EVERY: tl.constexpr,
+    SWAP: tl.constexpr,
+    FP8_UNIT: tl.constexpr,
+):
+    """Adds the product of what one pass has loaded; `block`: pointers to the scales of its blocks of weights."""
+    if SCALE_ROWS == 0 or A_SCALE != "GROUP":
+        left, right = _convert(left, right, inverse, A, A_SCALE, SWAP, FP8_UNIT)
+    if SCALE_ROWS > 0:
+        accumulator += _scaled_dot(left, right, block, A_SCALE, SWAP, FP8_UNIT)
+    else:
+        accumulator = tl.dot(left, right, accumulator, max_num_imprecise_acc=EXACT_EVERY)
+    return accumulator
+
+
+@triton.jit
 def product(
     x_tile,
     x_row,
@@ -163,25 +187,19 @@ def product(
     for step in range(first, last):
         left = tl.load(left_tile + step * BLOCK_K + left_offset)
         right = tl.load(right_tile + step * BLOCK_K + right_offset)
-        if SCALE_ROWS == 0 or A_SCALE != "GROUP":
-            left, right = _convert(left, right, inverse, A, A_SCALE, SWAP, FP8_UNIT)
-        if SCALE_ROWS > 0:
-            block = w_scale + step * BLOCK_K // _SCALE_COLUMNS
-            accumulator += _scaled_dot(left, right, block, A_SCALE, SWAP, FP8_UNIT)
-        else:
-            accumulator = tl.dot(left, right, accumulator, max_num_imprecise_acc=EXACT_EVERY)
+        block = w_scale + step * BLOCK_K // _SCALE_COLUMNS
+        accumulator = _add_pass(
+            *(accumulator, left, right, inverse, block, A, A_SCALE, SCALE_ROWS, EXACT_EVERY, SWAP, FP8_UNIT)
+        )
     if K % BLOCK_K:
         if split == FULL // PER_SPLIT:
             inside = k < K % BLOCK_K
             left = tl.load(left_tile + FULL * BLOCK_K + left_offset, mask=inside[None, :], other=0.0)
             right = tl.load(right_tile + FULL * BLOCK_K + right_offset, mask=inside[:, None], other=0.0)
-            if SCALE_ROWS == 0 or A_SCALE != "GROUP":
-                left, right = _convert(left, right, inverse, A, A_SCALE, SWAP, FP8_UNIT)
-            if SCALE_ROWS > 0:
-                block = w_scale + FULL * BLOCK_K // _SCALE_COLUMNS
-                accumulator += _scaled_dot(left, right, block, A_SCALE, SWAP, FP8_UNIT)
-            else:
-                accumulator = tl.dot(left, right, accumulator, max_num_imprecise_acc=EXACT_EVERY)
+            block = w_scale + FULL * BLOCK_K // _SCALE_COLUMNS
+            accumulator = _add_pass(
+                *(accumulator, left, right, inverse, block, A, A_SCALE, SCALE_ROWS, EXACT_EVERY, SWAP, FP8_UNIT)
+            )
     return tl.trans(accumulator) if SWAP else accumulator
 
 

@@ -6,18 +6,14 @@ A block whose result goes through a norm of its own before it is added to the re
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
-import ml_dtypes
-import numpy as np
 import triton
 import triton.language as tl
-from numpy.typing import NDArray
 
 from paiton_kernels.gpu.devices import Profile, Target, target_named
-from paiton_kernels.gpu.norm_row import store_normalised
+from paiton_kernels.gpu.norm_cases import norm_case
+from paiton_kernels.gpu.norm_row import normalised, store_normalised
 from paiton_kernels.gpu.spec import Case, Config, Constant, GpuArg, GpuKernelSpec, Grid, Step, Work, spelled
-from paiton_kernels.pack import activations
 
 MAX_HIDDEN = 32768
 """A row stays in registers: 32 elements in each of 1,024 threads."""
@@ -53,10 +49,7 @@ def _kernel(
     value = tl.load(x + source.to(tl.int64) * HIDDEN + column, mask=inside, other=0.0)
     if PART:
         added = tl.load(part + source.to(tl.int64) * HIDDEN + column, mask=inside, other=0.0)
-        part_factor = tl.load(part_weight + column, mask=inside, other=0.0).to(tl.float32)
-        if OFFSET != 0.0:
-            part_factor += OFFSET
-        value += added * tl.rsqrt(tl.sum(added * added, 0) / HIDDEN + eps) * part_factor
+        value += normalised(added, column, inside, part_weight, eps, HIDDEN, OFFSET)
         if ROWS == "TOKENS":
             tl.store(x + source.to(tl.int64) * HIDDEN + column, value, mask=inside)
     store_normalised(
@@ -108,86 +101,19 @@ def _name(values: Mapping[str, Constant]) -> str:
     return f"h{values['HIDDEN']}{rows}_{out}{'_clear' if values['CLEAR'] else ''}{special}"
 
 
-_STORED: dict[str, Any] = {"BF16": ml_dtypes.bfloat16, "FP8": np.uint8, "FP32": np.float32}
-_ACT = {"NONE": "BF16", "TENSOR": "FP8_STATIC", "ROW": "FP8_DYNAMIC"}
-
-
-def _padded(values: NDArray[np.float64], rows: int) -> NDArray[np.float64]:
-    """Returns the values with rows of NaN appended, which mark what must not be written."""
-    return np.concatenate([values, np.full((rows - len(values), *values.shape[1:]), np.nan)])
-
-
-def _case(hidden: int, rows: str, scale: str, clear: int, *, offset: float = 0.0, part: int = 0, out: str = "") -> Case:
-    """Returns a case of 3 tokens in a bucket of 4, or of 2 logits rows out of 5 tokens in a bucket of 3 requests."""
-    random, out = np.random.default_rng(hidden), out or ("BF16" if scale == "NONE" else "FP8")
-    source = np.array([4, 1] if rows == "LOGITS" else [0, 1, 2])
-    step = Step(5, 3) if rows == "LOGITS" else Step(4, 3)
-    bucket = step.requests if rows == "LOGITS" else step.tokens
-    x = (random.standard_normal((5, hidden)) * 10.0 ** np.arange(-2, 3)[:, None]).astype(np.float32)
-    x[2] = 0
-    weight = random.uniform(0.5, 2, hidden).astype(ml_dtypes.bfloat16)
-    static = 0.004  # so that the largest values saturate
-    stream, added = x.astype(np.float64), random.standard_normal((5, hidden)).astype(np.float32)
-    if part:
-        weights = random.uniform(-0.5, 2, hidden).astype(ml_dtypes.bfloat16)
-        mean = np.mean(added.astype(np.float64) ** 2, axis=1, keepdims=True)
-        stream = stream + added / np.sqrt(mean + 1e-5) * (weights.astype(np.float64) + offset)
-    values, scales = activations(
-        stream[source],
-        act=_ACT[scale],
-        norm_weight=weight.astype(np.float64) + offset,
-        eps=1e-5,
-        input_scale=static,
-    )
-    if out == "FP32":
-        root = np.sqrt(np.mean(stream[source] ** 2, axis=1, keepdims=True) + 1e-5)
-        values = stream[source] / root * (weight.astype(np.float64) + offset)
-    arrays: dict[str, Any] = {
-        "counts": np.array([5 if rows == "LOGITS" else len(source), 3, len(source), 0], np.int32),
-        "x": x,
-        "weight": weight,
-        "out": np.zeros((bucket, hidden), _STORED[out]),
-    }
-    expected = {"out": _padded(values, bucket)}
-    if part:
-        arrays |= {"part": added, "part_weight": weights}
-        expected["x"] = _padded(stream[source], 5) if rows == "TOKENS" else np.full((5, hidden), np.nan)
-    if rows == "LOGITS":
-        arrays["rows"] = np.array([*source, 0], np.int32)
-    if scale == "TENSOR":
-        arrays["out_scale"] = np.array([static], np.float32)
-    if scale == "ROW":
-        arrays["row_scale"] = np.full(bucket, 7, np.float32)
-        expected["row_scale"] = _padded(scales, bucket)
-    if clear:
-        arrays["clear"] = np.full(bucket, 7, np.float32)
-        expected["clear"] = _padded(np.zeros(len(source)), bucket)
-    constants: dict[str, Constant] = {
-        "HIDDEN": hidden,
-        "ROWS": rows,
-        "OUT": out,
-        "SCALE": scale,
-        "CLEAR": clear,
-        "OFFSET": offset,
-        "PART": part,
-    }
-    tolerance = {"x": "f32", "out": {"FP32": "f32"}.get(out, out.lower()), "row_scale": "f32", "clear": "exact"}
-    return Case(_name(constants), constants, step, arrays, {"eps": 1e-5}, expected, tolerance)
-
-
 def _cases(target: Target) -> Iterator[Case]:
-    yield _case(576, "TOKENS", "NONE", 0)
-    yield _case(100, "LOGITS", "NONE", 1)
-    yield _case(640, "TOKENS", "NONE", 0, offset=1.0)
-    yield _case(640, "TOKENS", "NONE", 0, offset=1.0, part=1)
-    yield _case(100, "LOGITS", "NONE", 0, part=1)
-    yield _case(576, "TOKENS", "NONE", 1, out="FP32")
+    yield norm_case(_name, 576, "TOKENS", "NONE", 0)
+    yield norm_case(_name, 100, "LOGITS", "NONE", 1)
+    yield norm_case(_name, 640, "TOKENS", "NONE", 0, offset=1.0)
+    yield norm_case(_name, 640, "TOKENS", "NONE", 0, offset=1.0, part=1)
+    yield norm_case(_name, 100, "LOGITS", "NONE", 0, part=1)
+    yield norm_case(_name, 576, "TOKENS", "NONE", 1, out="FP32")
     if target.fp8:
-        yield _case(576, "TOKENS", "ROW", 1)
-        yield _case(4096, "LOGITS", "ROW", 0)
-        yield _case(1032, "TOKENS", "TENSOR", 0)
-        yield _case(16384, "TOKENS", "ROW", 0)
-        yield _case(640, "TOKENS", "ROW", 1, offset=1.0, part=1)
+        yield norm_case(_name, 576, "TOKENS", "ROW", 1)
+        yield norm_case(_name, 4096, "LOGITS", "ROW", 0)
+        yield norm_case(_name, 1032, "TOKENS", "TENSOR", 0)
+        yield norm_case(_name, 16384, "TOKENS", "ROW", 0)
+        yield norm_case(_name, 640, "TOKENS", "ROW", 1, offset=1.0, part=1)
 
 
 NORM = GpuKernelSpec(

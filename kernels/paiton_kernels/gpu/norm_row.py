@@ -1,4 +1,4 @@
-"""The end of every kernel that normalises rows: RMSNorm, rounded to what the next linear layer takes."""
+"""What kernels that normalise rows share: RMSNorm, and how a row is rounded to what the next linear layer takes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,15 @@ import triton
 import triton.language as tl
 
 from paiton_kernels.gpu.fp8 import dynamic_scale, reciprocal, to_fp8
+
+
+@triton.jit
+def normalised(value, column, inside, weight, eps, HIDDEN: tl.constexpr, OFFSET: tl.constexpr):
+    """Returns RMSNorm(value) * (weight + OFFSET); the arguments are those of `store_normalised`."""
+    factor = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
+    if OFFSET != 0.0:
+        factor += OFFSET
+    return value * tl.rsqrt(tl.sum(value * value, 0) / HIDDEN + eps) * factor
 
 
 @triton.jit
@@ -41,10 +50,7 @@ def store_normalised(
         row_scale: f32[*], written (SCALE=ROW).
         clear: f32[*], set to 0 (CLEAR=1).
     """
-    factor = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
-    if OFFSET != 0.0:
-        factor += OFFSET
-    value = value * tl.rsqrt(tl.sum(value * value, 0) / HIDDEN + eps) * factor
+    value = normalised(value, column, inside, weight, eps, HIDDEN, OFFSET)
     if OUT == "BF16":
         result = value.to(tl.bfloat16)
     elif OUT == "FP32":

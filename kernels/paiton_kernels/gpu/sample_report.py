@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from paiton_kernels.gpu.devices import Profile
+from paiton_kernels.gpu.sample_advance import advance
 from paiton_kernels.gpu.sample_args import arguments, check_vocabulary, chunk_space, scratch, symbol_part
 from paiton_kernels.gpu.sample_arithmetic import (
     TOP_SLOTS,
@@ -20,43 +21,16 @@ from paiton_kernels.gpu.sample_arithmetic import (
 )
 from paiton_kernels.gpu.sample_cases import report_cases
 from paiton_kernels.gpu.spec import Constant, GpuKernelSpec, Grid, Step, Work
-from paiton_kernels.spec import MAX_STOP_TOKENS, MAX_TOP_LOGPROBS
+from paiton_kernels.spec import MAX_TOP_LOGPROBS
 
 _TOP_SLOTS = tl.constexpr(TOP_SLOTS)
 _MAX_TOP = tl.constexpr(MAX_TOP_LOGPROBS)
-_STOP_TOKENS = tl.constexpr(MAX_STOP_TOKENS)
 _NO_KEY = tl.constexpr(-(1 << 63))
 
 
 @triton.jit
 def _log_probability(value, largest, log_sum):
     return tl.where(value == largest, 0.0, value - largest) - log_sum  # no NaN from inf - inf
-
-
-@triton.jit
-def _advance(
-    row,
-    token,
-    slot_of,
-    stop_tokens,
-    max_position,
-    positions,
-    logit_rows,
-    last_token,
-    token_counts,
-    finished,
-    VOCAB: tl.constexpr,
-):
-    """Makes the sampled token the request's last one, counts it, and decides whether the request ends with it."""
-    slot = tl.load(slot_of + row)
-    tl.store(last_token + slot, token)
-    count = token_counts + slot.to(tl.int64) * VOCAB + token
-    tl.store(count, tl.load(count) + 1)
-    stops = tl.load(stop_tokens + row * _STOP_TOKENS + tl.arange(0, _STOP_TOKENS))
-    stopped = tl.sum((stops == token).to(tl.int32)) > 0
-    position = tl.load(positions + tl.load(logit_rows + row))
-    ended = stopped | (position + 1 >= tl.load(max_position + row))
-    tl.store(finished + slot, ended.to(tl.int32))
 
 
 def _report(
@@ -116,7 +90,7 @@ def _report(
                 value = value_of((key >> 32).to(tl.int32))
                 tl.store(top_values + row * _MAX_TOP + rank, _log_probability(value, best, log_sum))
         ends = stop_tokens, max_position, positions, logit_rows
-        _advance(row, drawn, slot_of, *ends, last_token, token_counts, finished, VOCAB)
+        advance(row, drawn, slot_of, *ends, last_token, token_counts, finished, VOCAB)
 
 
 def _grid(values: Mapping[str, Constant], step: Step, _profile: Profile) -> Grid:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from paiton_kernels.gpu.comm import comm_layout, wire_of
 from paiton_kernels.gpu.devices import Target
 from paiton_kernels.gpu.families import FAMILIES
 from paiton_kernels.gpu.spec import Constant, Step
@@ -102,10 +103,23 @@ def kernel_requests(model: ModelShape, step: Step) -> Iterator[Request]:
     yield _linear(model.weights, 2 * model.intermediate, model.hidden, normed, {**out, "EPILOGUE": "SILU"}, step)
     yield _linear(model.weights, model.hidden, model.intermediate, mixed, add, step)
     yield _linear("BF16", model.vocab, model.hidden, "NONE", head, rows)
+    if model.ranks > 1:
+        yield from _collectives(model, normed, step, rows)
     for family in FAMILIES:
         if family.startswith("sample_"):
             yield _request(family, {"VOCAB": model.vocab * model.ranks}, rows)
     yield _request("history", {"VOCAB": model.vocab * model.ranks}, Step(1, 1))
+
+
+def _collectives(model: ModelShape, scale: str, step: Step, rows: Step) -> Iterator[Request]:
+    """Yields the launches in which ranks meet: sums with the norms behind them, and what is told of logits."""
+    layout = comm_layout(model.ranks, model.hidden, max(s.tokens for s in STEPS), max(s.requests for s in STEPS))
+    group: dict[str, Constant] = {"TP": layout.tp, "BLOCKS": layout.blocks}
+    sums = {**group, "WIRE": wire_of(model.hidden, step.tokens), "MODE": "ADD", "NORM": 1, "CLEAR": 0}
+    yield _request("all_reduce", sums | _norm(model, scale, "TOKENS"), step)
+    yield _request("all_reduce", sums | _norm(model, "NONE", "LOGITS"), step)
+    yield _request("all_gather", group | {"SHARE": model.vocab}, rows)
+    yield _request("argmax", group | {"VOCAB": model.vocab * model.ranks, "SHARE": model.vocab}, rows)
 
 
 def _modes(model: ModelShape, step: Step) -> tuple[str, str, dict[str, Constant]]:

@@ -17,7 +17,7 @@ SUPPORTED = (
     "no quantisation (bf16, f16, f32), and FP8 as written by fp8 (per tensor, 128x128 blocks), quark,"
     " compressed-tensors, fbgemm_fp8 or modelopt"
 )
-_LINEAR = ("_proj", ".w1", ".w2", ".w3")
+LINEAR = ("_proj", ".w1", ".w2", ".w3")
 """How the names of linear layers end, in every architecture that we lower; embeddings, norms and routers do not."""
 
 
@@ -65,7 +65,7 @@ class Contents:
     def linear(self) -> frozenset[str]:
         """The linear layers of the decoder, which a configuration quantises unless it says otherwise."""
         names = (name.removesuffix(WEIGHT) for name in self.tensors if name.endswith(WEIGHT))
-        return frozenset(name for name in names if name.startswith("model.layers.") and name.endswith(_LINEAR))
+        return frozenset(name for name in names if name.startswith("model.layers.") and name.endswith(LINEAR))
 
     def has(self, module: str, tensor: str) -> bool:
         """Returns whether a module has a tensor of this name."""

@@ -3,7 +3,8 @@
 Fused here: RMSNorm and activation quantisation into the linear layer that follows (decode) or into the packing of its
 input (prefill); RoPE with the KV write, SiLU-mul, and the residual addition into the linear layer before them. That
 leaves five launches a layer on one rank, seven with peers. Norms of q's and k's heads take one launch more; norms
-between blocks and their residual connections make it seven on any number of ranks, the ranks' sums included.
+between blocks and their residual connections make it seven on any number of ranks, the ranks' sums included. A mixture
+of experts takes two more than an MLP; see `expert_launches`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from paiton_aot.program import (
     AllReduce,
     Attention,
     Embed,
+    ExpertLinear,
+    ExpertSum,
     GatedMul,
     Linear,
     Op,
@@ -21,8 +24,11 @@ from paiton_aot.program import (
     RmsNorm,
     RmsNormAdd,
     RopeKvWrite,
+    Route,
 )
+from paiton_aot.targets.cpu.expert_launches import GATED, ExpertLaunches, ExpertOps
 from paiton_aot.targets.cpu.layer_input import LayerInput, norm_offset
+from paiton_aot.targets.cpu.stored_weight import StoredWeight
 from paiton_aot.targets.draft import Bucket, Comm, Draft, Io, Kv, RankTimes, Reference, Scratch, Weight, WorkerScratch
 from paiton_aot.targets.shape import Shape
 from paiton_artifacts.errors import UnsupportedShapeError
@@ -41,16 +47,6 @@ from paiton_kernels.rope_table import ROPE_TABLE
 from paiton_kernels.sample import SAMPLE
 from paiton_kernels.spec import BLOCK_ELEMENTS, PACKED_ELEMENT_BYTES, KernelSpec, Variant
 
-_WEIGHT_MACRO = {"fp8_e4m3fn": "FP8", "int8": "INT8", "bf16": "BF16"}
-_GATED = {"silu": "SILU", "gelu_tanh": "GELU"}
-_ACT_MACRO = {"bf16": "BF16", "fp8-static": "FP8_STATIC", "fp8-dynamic": "FP8_DYNAMIC"}
-
-
-def _act_macro(activations: str, weight: Tensor) -> str:
-    """Returns what activations are rounded to in front of an FP8 weight; scales of blocks come on both sides."""
-    in_blocks = weight.scale_kind == "block" and activations == "fp8-dynamic"
-    return "FP8_BLOCK" if in_blocks else _ACT_MACRO[activations]
-
 
 class Lowering:
     """Lowers one program for one bucket; the drafts are the same for every rank."""
@@ -65,7 +61,7 @@ class Lowering:
 
     def forward(self) -> list[Draft]:
         """Returns the launches from token ids to logits."""
-        for inv_freq in dict.fromkeys(op.inv_freq for op in self.program.ops if isinstance(op, RopeKvWrite)):
+        for inv_freq in self.program.rope_tables:
             self._rope_table(inv_freq)
         ops = list(self.program.ops)
         while ops:
@@ -111,6 +107,18 @@ class Lowering:
             case [RmsNorm() as norm, Linear() as op, GatedMul() as gated, *_]:
                 self._linear_gated(norm, op, gated)
                 return 3
+            case [
+                RmsNorm() as norm,
+                Route() as route,
+                ExpertLinear() as gate_up,
+                GatedMul() as gated,
+                ExpertLinear() as down,
+                ExpertSum(),
+                AllReduce(add=True) as reduce,
+                *_,
+            ]:
+                self._experts(ExpertOps(norm, route, gate_up, gated, down), reduce)
+                return 7
             case [Linear() as op, AllReduce(add=False), RmsNormAdd() as norm, *_]:
                 self._linear_norm_add(op, norm)
                 return 3
@@ -142,7 +150,7 @@ class Lowering:
         return self._f32("x", self.shape.hidden, access)
 
     def _rope(self, inv_freq: str, access: Access) -> Scratch:
-        return Scratch(inv_freq.removesuffix(".inv_freq"), self.bucket.tokens * self.shape.head_dim * 4, access)
+        return Scratch(self.program.rope_tables[inv_freq], self.bucket.tokens * self.shape.head_dim * 4, access)
 
     def _f32(self, value: str, cols: int, access: Access) -> Scratch:
         return Scratch(value, self.bucket.tokens * cols * 4, access)
@@ -248,7 +256,7 @@ class Lowering:
         width = self.shape.intermediate
         references = {"out": self._bf16(gated.out, width, Access.WRITE)}
         source = LayerInput(self._x(Access.READ), norm)
-        self._linear(op, source, {"EPILOGUE": _GATED[gated.activation]}, references, {"out_stride": width})
+        self._linear(op, source, {"EPILOGUE": GATED[gated.activation]}, references, {"out_stride": width})
 
     def _linear_norm_add(self, op: Linear, norm: RmsNormAdd) -> None:
         """A block with a norm between it and its residual connection; that launch sums the ranks' parts too."""
@@ -285,6 +293,15 @@ class Lowering:
         self._linear(op, source, {"EPILOGUE": "STORE"}, {"out": part}, constants)
         self._all_reduce(part, reduce.layer, add=True)
 
+    def _experts(self, ops: ExpertOps, reduce: AllReduce) -> None:
+        launches = ExpertLaunches(ops, self.program.activations, self.tensors, self.shape, self.bucket)
+        if self.shape.tp == 1:
+            self.drafts += launches.drafts(self._x(Access.READ), self._x(Access.READ | Access.WRITE), add=True)
+            return
+        part = self._next_partial()
+        self.drafts += launches.drafts(self._x(Access.READ), part, add=False)
+        self._all_reduce(part, reduce.layer, add=True)
+
     def _head(self, norm: RmsNorm, op: Linear) -> None:
         share = self.shape.vocab_share
         source = LayerInput(self._x(Access.READ), norm)
@@ -300,37 +317,29 @@ class Lowering:
         references: Mapping[str, Reference],
         constants: Mapping[str, int | float],
     ) -> None:
-        weight = self.tensors[op.weight]
+        weight = StoredWeight(op.weight, self.tensors)
         rows = self.bucket.requests if source.gather else self.bucket.tokens
-        quantized = weight.dtype == "fp8_e4m3fn" and not source.gather
-        act = _act_macro(self.program.activations, weight) if quantized else "BF16"
+        act = "BF16" if source.gather else weight.act(self.program.activations)
         form = "DECODE" if rows <= DECODE_ROWS else "PREFILL"
-        common: dict[str, str | int] = {"K": weight.shape[1], "ACT": act, **source.macros}
+        common: dict[str, str | int] = {"K": weight.tensor.shape[1], "ACT": act, **source.macros}
         bound = dict(references)
         if form == "PREFILL":
             bound |= self._pack(op, source, common, rows)
         else:
             bound |= source.references(op.weight, act)
-        bound |= {"counts": Io("counts"), "weight": Weight(op.weight), "worker_scratch": WorkerScratch()}
+        bound |= {"counts": Io("counts"), "worker_scratch": WorkerScratch(), **weight.references}
         if op.bias:
             bound["bias"] = Weight(op.bias)
-        if weight.scale:
-            bound["scale"] = Weight(weight.scale)
         shapes: dict[str, str | int] = {
-            "N": weight.shape[0],
-            "ROW_STRIDE": weight.row_stride,
-            "WEIGHT": _WEIGHT_MACRO[weight.dtype],
+            "N": weight.tensor.shape[0],
             "BIAS": int(op.bias != ""),
             "SOFTCAP": int(op.softcap > 0),
+            **weight.macros,
         }
-        if weight.scale_block:
-            shapes |= {"SCALES": "BLOCK", "SCALE_ROWS": weight.scale_block[0]}
         variant = LINEAR.variant(FORM=form, **common, **shapes, **macros)
-        scalars = {"eps": self.shape.eps, **constants}
+        scalars = {"eps": self.shape.eps, **constants, **weight.constants}
         if op.softcap:
             scalars["softcap"] = op.softcap
-        if weight.scale_block:
-            scalars["scale_stride"] = self.tensors[weight.scale].row_stride // 4
         self._emit(variant, bound, scalars, op.layer)
 
     def _pack(self, op: Linear, source: LayerInput, macros: Mapping[str, str | int], rows: int) -> dict[str, Reference]:

@@ -7,8 +7,10 @@ blocks of one launch only have when all are done: attention and SiLU-mul collect
 layer that follows quantises as it loads; with many tokens, where that would be done over and over, a launch of its own
 does it once.
 
+A block of experts has two launches more, as `experts` says.
+
 Ranks that share the model store their partial results, and the launch of the norm that follows sums them: seven a layer
-again. The head's logits are gathered, so that all ranks sample the same.
+again. The head leaves each rank with the logits of its share of the vocabulary, which sampling begins with.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from paiton_aot.program import (
     AllReduce,
     Attention,
     Embed,
+    ExpertLinear,
+    ExpertSum,
     GatedMul,
     Linear,
     Op,
@@ -27,76 +31,44 @@ from paiton_aot.program import (
     RmsNorm,
     RmsNormAdd,
     RopeKvWrite,
+    Route,
 )
 from paiton_aot.targets.draft import Bucket, Io, Kv, RankTimes, Reference, Scratch, Weight
-from paiton_aot.targets.gpu.comm import PARTIAL, Collectives, Sum
+from paiton_aot.targets.gpu.comm import LOGITS_SHARE, Sum
 from paiton_aot.targets.gpu.draft import GpuDraft
+from paiton_aot.targets.gpu.experts import ExpertBlock, emit_experts
+from paiton_aot.targets.gpu.launches import GATES, NO_HEADS, Launches
 from paiton_aot.targets.gpu.operands import (
     Activation,
     head_norm_operands,
-    input_scale,
-    rope_value,
+    produced_constants,
     row_elements,
     score_constants,
-    weight_operands,
 )
-from paiton_aot.targets.gpu.sampling import draft_by_name
 from paiton_aot.targets.shape import Shape
 from paiton_artifacts.errors import UnsupportedShapeError
 from paiton_artifacts.plan import Access
 from paiton_artifacts.schema import Tensor
 from paiton_kernels.gpu.attention import ATTENTION
 from paiton_kernels.gpu.embed import EMBED
-from paiton_kernels.gpu.linear import LINEAR
-from paiton_kernels.gpu.linear_shape import ELEMENT_BYTES
-from paiton_kernels.gpu.norm import NORM
-from paiton_kernels.gpu.quantize import QUANTIZE
 from paiton_kernels.gpu.rope_table import ROPE_TABLE
-from paiton_kernels.gpu.sample import SAMPLE_CHAIN
-from paiton_kernels.gpu.sample_history import HISTORY
 from paiton_kernels.gpu.schedule import SCHEDULE
-from paiton_kernels.gpu.spec import Constant, GpuKernelSpec, Step
-
-QUANTIZE_TOKENS = 64
-"""Up to this many tokens a linear layer quantises its input as it loads; beyond, a launch does it once for all."""
-
-_GATES = {"silu": "SILU", "gelu_tanh": "GELU"}
-_NO_HEADS: dict[str, Constant] = {"Q_HEADS": 0, "KV_HEADS": 0, "HEAD_DIM": 0, "KV": "BF16"}
+from paiton_kernels.gpu.spec import Constant
 
 
-class Lowering:
+class Lowering(Launches):
     """Lowers one program for one bucket; the drafts are the same for every rank."""
 
     def __init__(self, program: Program, tensors: Mapping[str, Tensor], shape: Shape, bucket: Bucket) -> None:
-        self.program = program
-        self.tensors = tensors
-        self.shape = shape
-        self.bucket = bucket
-        self.step = Step(bucket.tokens, bucket.requests)
-        self.rows_step = Step(bucket.requests, bucket.requests)  # of launches over the rows that want logits
-        self.drafts: list[GpuDraft] = []
+        super().__init__(program, tensors, shape, bucket)
         self.lists: dict[tuple[tuple[str, Constant], ...], str] = {}  # work lists, by constants of attention
-        self.collectives = Collectives(shape, self.step) if shape.tp > 1 else None
-        self.sum: Sum | None = None  # of partial results that are still to be summed over ranks
-        self.added: RmsNormAdd | None = None  # what the next norm adds to the residual stream in front of it
 
     def forward(self) -> list[GpuDraft]:
-        """Returns the launches from token ids to logits."""
+        """Returns the launches from token ids to logits, of the rank's share of the vocabulary."""
         self._prologue()
         ops = list(self.program.ops)
         while ops:
             del ops[: self._match(ops)]
-        return self.drafts
-
-    def sample(self) -> list[GpuDraft]:
-        """Returns the launches from logits to sampled tokens, state advanced."""
-        for spec in SAMPLE_CHAIN:
-            self.drafts.append(draft_by_name(spec, self.shape, self.rows_step))
-        return self.drafts
-
-    def history(self) -> list[GpuDraft]:
-        """Returns the launches that load what penalties count of one request."""
-        self.drafts.append(draft_by_name(HISTORY, self.shape, self.rows_step))
         return self.drafts
 
     def _match(self, ops: list[Op]) -> int:
@@ -109,11 +81,23 @@ class Lowering:
                 self._linear_rope(norm, op, rope)
                 return 3
             case [Attention() as op, Linear() as projection, AllReduce() as reduce, *_]:
-                self._residual(projection, self._attention(op, projection), reduce)
+                self._projected(projection, self._attention(op, projection), reduce)
                 return 3
             case [RmsNorm() as norm, Linear() as op, GatedMul() as gate, Linear() as down, AllReduce() as reduce, *_]:
-                self._residual(down, self._gated(norm, op, gate, down), reduce)
+                self._projected(down, self._gated(norm, op, gate, down), reduce)
                 return 5
+            case [
+                RmsNorm() as norm,
+                Route() as route,
+                ExpertLinear() as up,
+                GatedMul() as gate,
+                ExpertLinear() as down,
+                ExpertSum() as total,
+                AllReduce() as reduce,
+                *_,
+            ]:
+                emit_experts(self, ExpertBlock(norm, route, up, gate, down, total, reduce))
+                return 7
             case [RmsNormAdd() as added, RmsNorm() as norm, *_] if added.offset == norm.offset:
                 self.added = added
                 return 1
@@ -125,42 +109,16 @@ class Lowering:
                     f"no GPU kernel covers {ops[0]} where it stands", hint="order the ops as models/llama.py does"
                 )
 
-    def _emit(
-        self,
-        spec: GpuKernelSpec,
-        constants: Mapping[str, Constant],
-        references: Mapping[str, Reference],
-        scalars: Mapping[str, int | float] | None = None,
-        *,
-        layer: int | None = None,
-        step: Step | None = None,
-        work_list: str = "",
-    ) -> None:
-        bound: dict[str, Reference] = dict(references)
-        if any(arg.name == "counts" for arg in spec.args):
-            bound["counts"] = Io("counts")
-        draft = GpuDraft(spec, constants, step or self.step, bound, scalars or {}, layer, work_list=work_list)
-        self.drafts.append(draft)
-
-    def _value(self, name: str, row_bytes: int, access: Access, rows: int | None = None) -> Scratch:
-        return Scratch(name, (self.bucket.tokens if rows is None else rows) * row_bytes, access)
-
-    def _x(self, access: Access) -> Scratch:
-        return self._value("x", self.shape.hidden * 4, access)
-
-    def _logits(self, access: Access) -> Io:
-        return Io("logits", access)
-
     def _prologue(self) -> None:
         """Emits what every layer reads: tables of cosines and sines, and work lists of attention."""
         head_dim, ops = self.shape.head_dim, self.program.ops
-        for name in dict.fromkeys(op.inv_freq for op in ops if isinstance(op, RopeKvWrite)):
+        for inv_freq, table in self.program.rope_tables.items():
             references: dict[str, Reference] = {
                 "positions": Io("positions"),
-                "inv_freq": Weight(name),
-                "out": self._value(rope_value(name), head_dim * 4, Access.WRITE),
+                "inv_freq": Weight(inv_freq),
+                "out": self.value(table, head_dim * 4, Access.WRITE),
             }
-            self._emit(ROPE_TABLE, {"HEAD_DIM": head_dim}, references)
+            self.emit(ROPE_TABLE, {"HEAD_DIM": head_dim}, references)
         # A list is made for the tiles of one kernel of attention, and within the windows of its layers.
         for op, projection in pairwise(ops):
             if isinstance(op, Attention) and isinstance(projection, Linear):
@@ -170,11 +128,10 @@ class Lowering:
                     self.lists[tuple(constants.items())] = name
                     known = {name: constant for name, constant in constants.items() if name in SCHEDULE.constants}
                     steps: dict[str, Reference] = {name: Io(name) for name in ("query_start", "positions")}
-                    self._emit(SCHEDULE, known, steps, work_list=name)
+                    self.emit(SCHEDULE, known, steps, work_list=name)
 
     def _attention_constants(self, op: Attention, projection: Linear) -> dict[str, Constant]:
-        constants, _, _ = self._produce(op.out, projection, self.shape.q_heads * self.shape.head_dim, "")
-        return {**self._heads(), **constants, **score_constants(op)}
+        return {**self._heads(), **produced_constants(self.scale_of(projection.weight)), **score_constants(op)}
 
     def _work_list(self, constants: Mapping[str, Constant]) -> str | None:
         """Returns which work list an attention with these constants reads; None if none was made yet."""
@@ -195,71 +152,25 @@ class Lowering:
             "token_ids": Io("token_ids"),
             "last_token": Io("last_token"),
             "table": Weight(op.weight),
-            "out": self._x(Access.WRITE),
+            "out": self.x(Access.WRITE),
         }
         constants: dict[str, Constant] = {"HIDDEN": self.shape.hidden, "ROW_STRIDE": row_elements(table)}
         if op.scale != 1.0:
             constants["SCALE"] = op.scale
         if self.collectives is not None:
-            references |= {"out": self._partial(Access.WRITE), "first_row": RankTimes(table.shape[0])}
+            references |= {"out": self.partial(Access.WRITE), "first_row": RankTimes(table.shape[0])}
             constants["ROWS"] = table.shape[0]
-            self.sum = Sum(self._x(Access.WRITE), add=False, layer=op.layer)
-        self._emit(EMBED, constants, references)
-
-    def _norm(self, norm: RmsNorm, consumer: Linear, *, clear: str = "") -> Activation:
-        """Emits a norm and returns what it leaves for the linear layer that consumes it."""
-        wanted = "NONE" if norm.gather else self._scale_of(consumer)
-        scale = "NONE" if wanted == "GROUP" else wanted
-        rows, step = (self.bucket.requests, self.rows_step) if norm.gather else (self.bucket.tokens, self.step)
-        storage = "FP32" if wanted == "GROUP" else "BF16" if scale == "NONE" else "FP8"
-        width = ELEMENT_BYTES[storage]
-        references: dict[str, Reference] = {
-            "x": self._x(Access.READ),
-            "weight": Weight(norm.weight),
-            "out": self._value(norm.out, self.shape.hidden * width, Access.WRITE, rows),
-        }
-        left: dict[str, Reference] = {"a": self._value(norm.out, self.shape.hidden * width, Access.READ, rows)}
-        if norm.gather:
-            references["rows"] = Io("logit_rows")
-        if scale == "TENSOR":
-            references["out_scale"] = left["a_scale"] = Weight(f"{consumer.weight}.input_scale")
-        if scale == "ROW":
-            references["row_scale"] = self._value(f"{norm.out}_scale", 4, Access.WRITE)
-            left["a_scale"] = self._value(f"{norm.out}_scale", 4, Access.READ)
-        if clear:
-            references["clear"] = self._value(clear, 4, Access.WRITE)
-        constants: dict[str, Constant] = {
-            "HIDDEN": self.shape.hidden,
-            "ROWS": "LOGITS" if norm.gather else "TOKENS",
-            "OUT": storage,
-            "SCALE": scale,
-            "CLEAR": int(bool(clear)),
-        }
-        if norm.offset:
-            constants["OFFSET"] = norm.offset
-        if self.added is not None:
-            constants["PART"] = 1
-            references["part"] = self._value(self.added.part, self.shape.hidden * 4, Access.READ)
-            references["part_weight"] = Weight(self.added.weight)
-            if not norm.gather:
-                references["x"] = self._x(Access.READ | Access.WRITE)
-            self.added = None
-        self._emit(NORM, constants, references, {"eps": self.shape.eps}, layer=norm.layer, step=step)
-        if self.collectives is not None and self.sum is not None:
-            self.drafts[-1] = self.collectives.all_reduce_norm(self.sum, self.drafts[-1])
-            self.sum = None
-        return Activation(storage, wanted, left)
-
-    def _scale_of(self, consumer: Linear) -> str:
-        return input_scale(self.tensors[consumer.weight], self.program.activations)
+            self.sum = Sum(self.x(Access.WRITE), add=False, layer=op.layer)
+        self.emit(EMBED, constants, references)
 
     def _linear_rope(self, norm: RmsNorm, op: Linear, rope: RopeKvWrite) -> None:
         shape = self.shape
         layer = op.layer if op.layer is not None else 0
-        source = self._norm(norm, op, clear="attention_amax" if self.program.activations == "fp8-dynamic" else "")
+        clear = "attention_amax" if self.program.activations == "fp8-dynamic" else ""
+        source = self.norm(norm, self.scale_of(op.weight), op.weight, clear=clear)
         references: dict[str, Reference] = {
-            "out": self._value(rope.out, shape.q_heads * shape.head_dim * 2, Access.WRITE),
-            "rope": self._value(rope_value(rope.inv_freq), shape.head_dim * 4, Access.READ),
+            "out": self.value(rope.out, shape.q_heads * shape.head_dim * 2, Access.WRITE),
+            "rope": self.value(self.program.rope_tables[rope.inv_freq], shape.head_dim * 4, Access.READ),
             "positions": Io("positions"),
             "request_of": Io("request_of"),
             **self._cache(layer, Access.WRITE),
@@ -267,124 +178,48 @@ class Lowering:
         norms, weights = head_norm_operands(rope)
         constants = {**self._heads(), "EPILOGUE": "ROPE", "OUT": "BF16", **norms}
         scalars = {**self._strides(), **({"norm_eps": shape.eps} if norms else {})}
-        self._linear(op, source, {**references, **weights}, constants, scalars)
+        self.linear(op, source, {**references, **weights}, constants, scalars)
 
     def _attention(self, op: Attention, projection: Linear) -> Activation:
         shape = self.shape
         width = shape.q_heads * shape.head_dim
         layer = op.layer if op.layer is not None else 0
-        _, references, left = self._produce(op.out, projection, width, "attention_amax")
+        _, references, left = self.produce(op.out, projection.weight, width, "attention_amax")
         references |= {
-            "q": self._value(op.q, width * 2, Access.READ),
+            "q": self.value(op.q, width * 2, Access.READ),
             "positions": Io("positions"),
             **self._cache(layer, Access.READ),
         }
         scalars = {"softmax_scale": op.scale or shape.head_dim**-0.5, **self._strides()}
         constants = self._attention_constants(op, projection)
         items = self._work_list(constants) or ""
-        self._emit(ATTENTION, constants, references, scalars, layer=op.layer, work_list=items)
-        return self._quantized(projection, left, width)
+        self.emit(ATTENTION, constants, references, scalars, layer=op.layer, work_list=items)
+        return self.quantized(projection.weight, left, width, layer=projection.layer)
 
     def _gated(self, norm: RmsNorm, op: Linear, gate: GatedMul, down: Linear) -> Activation:
-        source = self._norm(norm, op, clear="silu_amax" if self.program.activations == "fp8-dynamic" else "")
-        constants, references, left = self._produce(gate.out, down, self.shape.intermediate, "silu_amax")
-        constants["EPILOGUE"] = _GATES[gate.activation]
-        self._linear(op, source, references, {**_NO_HEADS, **constants}, {})
-        return self._quantized(down, left, self.shape.intermediate)
+        clear = "silu_amax" if self.program.activations == "fp8-dynamic" else ""
+        source = self.norm(norm, self.scale_of(op.weight), op.weight, clear=clear)
+        constants, references, left = self.produce(gate.out, down.weight, self.shape.intermediate, "silu_amax")
+        constants["EPILOGUE"] = GATES[gate.activation]
+        self.linear(op, source, references, {**NO_HEADS, **constants}, {})
+        return self.quantized(down.weight, left, self.shape.intermediate, layer=down.layer)
 
-    def _produce(
-        self, out: str, consumer: Linear, width: int, amax: str
-    ) -> tuple[dict[str, Constant], dict[str, Reference], Activation]:
-        """How a launch hands its result to a linear layer: constants OUT and AMAX, arguments, and what it leaves."""
-        scale = self._scale_of(consumer)
-        row_bytes = width if scale == "TENSOR" else 2 * width
-        references: dict[str, Reference] = {"out": self._value(out, row_bytes, Access.WRITE)}
-        left: dict[str, Reference] = {"a": self._value(out, row_bytes, Access.READ)}
-        if scale == "TENSOR":
-            references["out_scale"] = left["a_scale"] = Weight(f"{consumer.weight}.input_scale")
-            return {"OUT": "FP8", "AMAX": 0}, references, Activation("FP8", "TENSOR", left)
-        if scale == "ROW":
-            references["out_amax"] = self._value(amax, 4, Access.READ | Access.WRITE)
-            left["a_scale"] = self._value(amax, 4, Access.READ)
-            return {"OUT": "BF16", "AMAX": 1}, references, Activation("BF16", "AMAX", left)
-        return {"OUT": "BF16", "AMAX": 0}, references, Activation("BF16", scale, left)
+    def _projected(self, op: Linear, source: Activation, reduce: AllReduce) -> None:
+        """Emits the row-parallel layer at the end of a block."""
 
-    def _quantized(self, consumer: Linear, source: Activation, width: int) -> Activation:
-        """Quantises a value with dynamic scales by a launch of its own where there are many tokens."""
-        if source.scale != "AMAX" or self.bucket.tokens <= QUANTIZE_TOKENS:
-            return source
-        name = f"{consumer.weight.rpartition('.')[2]}_input"
-        references: dict[str, Reference] = {
-            "x": source.references["a"],
-            "amax": source.references["a_scale"],
-            "out": self._value(name, width, Access.WRITE),
-            "row_scale": self._value(f"{name}_scale", 4, Access.WRITE),
-        }
-        self._emit(QUANTIZE, {"K": width}, references, layer=consumer.layer)
-        left: dict[str, Reference] = {
-            "a": self._value(name, width, Access.READ),
-            "a_scale": self._value(f"{name}_scale", 4, Access.READ),
-        }
-        return Activation("FP8", "ROW", left)
+        def write(out: Scratch, *, add: bool) -> None:
+            constants: dict[str, Constant] = {**NO_HEADS, "EPILOGUE": "ADD" if add else "STORE", "OUT": "FP32"}
+            self.linear(op, source, {"out": out}, constants, {} if add else {"out_stride": self.shape.hidden})
 
-    def _residual(self, op: Linear, source: Activation, reduce: AllReduce) -> None:
-        """Adds a row-parallel layer's result to the residual stream; that of all ranks with the norm that follows.
-
-        Where it is not added yet, because it goes through a norm first, it is left as a value of its own.
-        """
-        if not reduce.add:
-            whole = self._value(reduce.out, self.shape.hidden * 4, Access.WRITE)
-            self._store_f32(op, source, whole if self.collectives is None else self._partial(Access.WRITE))
-            if self.collectives is not None:
-                self.drafts.append(self.collectives.all_reduce(Sum(whole, add=False, layer=op.layer)))
-            return
-        out = self._x(Access.READ | Access.WRITE)
-        if self.collectives is None:
-            self._linear(op, source, {"out": out}, {**_NO_HEADS, "EPILOGUE": "ADD", "OUT": "FP32"}, {})
-            return
-        self._store_f32(op, source, self._partial(Access.WRITE))
-        self.sum = Sum(out, add=True, layer=op.layer)
-
-    def _partial(self, access: Access) -> Scratch:
-        return self._value(PARTIAL, self.shape.hidden * 4, access)
-
-    def _store_f32(self, op: Linear, source: Activation, out: Scratch) -> None:
-        constants: dict[str, Constant] = {**_NO_HEADS, "EPILOGUE": "STORE", "OUT": "FP32"}
-        self._linear(op, source, {"out": out}, constants, {"out_stride": self.shape.hidden})
+        self.residual(reduce, op.layer, write)
 
     def _head(self, norm: RmsNorm, op: Linear) -> None:
-        source = self._norm(norm, op)
-        constants: dict[str, Constant] = {**_NO_HEADS, "EPILOGUE": "STORE", "OUT": "FP32", "ROWS": "LOGITS"}
-        if self.collectives is None:
-            scalars = {"out_stride": self.shape.logits_stride}
-            self._linear(op, source, {"out": self._logits(Access.WRITE)}, constants, scalars, step=self.rows_step)
-            return
-        share = self.shape.vocab_share
-        out = self._value("logits_share", share * 4, Access.WRITE, self.bucket.requests)
-        self._linear(op, source, {"out": out}, constants, {"out_stride": share}, step=self.rows_step)
-        part = self._value("logits_share", share * 4, Access.READ, self.bucket.requests)
-        self.drafts.append(self.collectives.all_gather(part, self._logits(Access.WRITE), self.rows_step))
-
-    def _linear(
-        self,
-        op: Linear,
-        source: Activation,
-        references: Mapping[str, Reference],
-        constants: Mapping[str, Constant],
-        scalars: Mapping[str, int | float],
-        step: Step | None = None,
-    ) -> None:
-        known, weights = weight_operands(op, self.tensors)
-        bound: dict[str, Reference] = {**source.references, **references, **weights}
-        full: dict[str, Constant] = {
-            **known,
-            "ROWS": "TOKENS",
-            "A": source.storage,
-            "A_SCALE": source.scale,
-            "AMAX": 0,
-            **constants,
-        }
-        self._emit(LINEAR, full, bound, scalars, layer=op.layer, step=step)
+        source = self.norm(norm, "NONE")
+        constants: dict[str, Constant] = {**NO_HEADS, "EPILOGUE": "STORE", "OUT": "FP32", "ROWS": "LOGITS"}
+        # The share of a rank that is alone is the whole.
+        out = Io("logits" if self.collectives is None else LOGITS_SHARE, Access.WRITE)
+        scalars = {"out_stride": self.shape.vocab_share}
+        self.linear(op, source, {"out": out}, constants, scalars, step=self.rows_step)
 
     def _cache(self, layer: int, access: Access) -> dict[str, Reference]:
         references: dict[str, Reference] = {"kv": Kv(layer, access), "block_tables": Io("block_tables")}

@@ -1,11 +1,11 @@
-"""What weights and programs say about the launches of `linear` and `attention`: constants, and weights by argument."""
+"""What weights and programs say about launches of linear layers and attention: constants, and weights by argument."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from paiton_aot.program import Attention, Linear, RopeKvWrite
+from paiton_aot.program import Attention, RopeKvWrite
 from paiton_aot.targets.draft import Reference, Weight
 from paiton_artifacts.errors import UnsupportedShapeError
 from paiton_artifacts.layout import DTYPE_BYTES
@@ -45,20 +45,25 @@ def input_scale(weight: Tensor, activations: str) -> str:
     return {"fp8-static": "TENSOR", "fp8-dynamic": "ROW"}[activations]
 
 
-def weight_operands(op: Linear, tensors: Mapping[str, Tensor]) -> Operands:
-    """Returns what `linear` must know of a layer's weights.
+def weight_operands(name: str, tensors: Mapping[str, Tensor], experts: int = 1) -> Operands:
+    """Returns what a linear layer's kernel must know of its weights.
+
+    Args:
+        name: of the weights.
+        tensors: by name.
+        experts: matrices that lie below one another in it; N is the rows of one.
 
     Raises:
         UnsupportedShapeError: a grid of scales is not laid out as the kernel reads it.
     """
-    weight = tensors[op.weight]
+    weight = tensors[name]
     constants: dict[str, Constant] = {
-        "N": weight.shape[0],
+        "N": weight.shape[0] // experts,
         "K": weight.shape[1],
         "ROW_STRIDE": row_elements(weight),
         "WEIGHT": _STORAGE[weight.dtype],
     }
-    references: dict[str, Reference] = {"weight": Weight(op.weight)}
+    references: dict[str, Reference] = {"weight": Weight(name)}
     if weight.scale:
         references["scale"] = Weight(weight.scale)
     if weight.scale_kind == "block":
@@ -70,12 +75,12 @@ def weight_operands(op: Linear, tensors: Mapping[str, Tensor]) -> Operands:
                 hint="build the bundle anew with this version",
             )
         constants["SCALE_ROWS"] = weight.scale_block[0]
-    if op.bias:
-        constants["BIAS"] = 1
-        references["bias"] = Weight(op.bias)
-    if op.softcap:
-        constants["SOFTCAP"] = op.softcap
     return constants, references
+
+
+def produced_constants(scale: str) -> dict[str, Constant]:
+    """Returns how a launch stores what it hands to a linear layer whose input is scaled like this."""
+    return {"OUT": "FP8" if scale == "TENSOR" else "BF16", "AMAX": int(scale == "ROW")}
 
 
 def head_norm_operands(op: RopeKvWrite) -> Operands:
@@ -96,8 +101,3 @@ def score_constants(op: Attention) -> dict[str, Constant]:
     if op.softcap:
         constants["SOFTCAP"] = op.softcap
     return constants
-
-
-def rope_value(inv_freq: str) -> str:
-    """Returns the name of the table of cosines and sines that is made of these inverse frequencies."""
-    return inv_freq.removesuffix(".inv_freq")

@@ -13,6 +13,7 @@ from paiton_aot.targets.gpu.comm import layout_of
 from paiton_aot.targets.gpu.draft import GpuDraft
 from paiton_aot.targets.gpu.io import io_fields
 from paiton_aot.targets.gpu.lower import Lowering
+from paiton_aot.targets.gpu.sampling import greedy, history, sample
 from paiton_aot.targets.io_layout import end_of
 from paiton_aot.targets.representative import representative
 from paiton_aot.targets.scratch import allocate
@@ -25,7 +26,7 @@ from paiton_artifacts.schema import MemoryPlan, Tensor
 from paiton_kernels.gpu.attention import ATTENTION
 from paiton_kernels.gpu.devices import Profile
 from paiton_kernels.gpu.schedule import SCHEDULE, schedule_config
-from paiton_kernels.gpu.spec import GpuVariant
+from paiton_kernels.gpu.spec import GpuVariant, Step
 from paiton_kernels.gpu.tuning import Choice, Request
 from paiton_kernels.spec import KV_BLOCK_TOKENS
 
@@ -84,10 +85,11 @@ def draft_chains(program: Program, tensors: Sequence[Tensor], shape: Shape) -> l
         drafts = Lowering(shown, table, shape, bucket).forward()
         chains.append(Chain("forward", bucket, tuple(drafts)))
     for requests in sorted({min(FEW_ROWS, shape.max_requests), shape.max_requests}):
-        bucket = Bucket(min(requests, shape.max_tokens), requests)
-        chains.append(Chain("sample", bucket, tuple(Lowering(program, table, shape, bucket).sample())))
-    bucket = Bucket(1, 1)
-    chains.append(Chain("history", bucket, tuple(Lowering(program, table, shape, bucket).history())))
+        bucket, rows = Bucket(min(requests, shape.max_tokens), requests), Step(requests, requests)
+        chains.append(Chain("sample", bucket, sample(shape, rows)))
+        if shape.tp > 1:
+            chains.append(Chain("greedy", bucket, greedy(shape, rows)))
+    chains.append(Chain("history", Bucket(1, 1), history(shape)))
     return chains
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from paiton_artifacts.command_line import read_text
 from paiton_artifacts.errors import UsageError
 
 _FLAG = "--config"
@@ -70,12 +71,7 @@ def _take_flag(words: list[str]) -> tuple[str | None, list[str]]:
 
 
 def _read(file: Path) -> dict[str, Value]:
-    try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{file}: {error.strerror}", hint=f"{_FLAG} names a readable file") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{file} is not UTF-8", hint="convert it first") from error
+    text = read_text(file, _FLAG)
     return _toml(file, text) if file.suffix == ".toml" else _lines(file, text)
 
 

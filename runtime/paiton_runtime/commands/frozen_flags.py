@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from paiton_artifacts.errors import UsageError
+from paiton_artifacts.record import dataclass
 from paiton_runtime.server.options import ServeOptions
 
 if TYPE_CHECKING:

@@ -38,10 +38,12 @@ def _model(bundle: Bundle) -> str:
     manifest, facts = bundle.manifest, bundle.manifest.model
     size = sum(blob.size for blob in manifest.blobs)
     made = f"{facts.name}  ({facts.architecture}, made by {manifest.generator})"
+    source = () if manifest.source is None else (f"  from {manifest.source.model}, commit {manifest.source.commit}",)
     shape = (
         f"  {facts.layers} layers, hidden {facts.hidden_size}, intermediate {facts.intermediate_size}, "
         f"{facts.attention_heads} heads / {facts.kv_heads} KV of {facts.head_dim}, vocabulary {facts.vocab_size}"
     )
+    mixtures = () if facts.experts is None else (f"  {facts.experts.as_text()}",)
     storage = (
         f"  context {facts.max_model_len} tokens; weights {facts.weights}, lm_head {facts.lm_head}, "
         f"activations {facts.activations}, KV cache {facts.kv_cache}"
@@ -50,7 +52,27 @@ def _model(bundle: Bundle) -> str:
         f"  {manifest.tp} rank(s), {size:,} bytes of weights in {len(manifest.tensors)} tensors a rank, "
         f"{len(manifest.goldens)} goldens"
     )
-    return "\n".join((made, shape, storage, parts, _template(manifest), _sampling(manifest)))
+    return "\n".join(
+        (
+            made,
+            *source,
+            shape,
+            *mixtures,
+            storage,
+            parts,
+            _tokenizer(manifest),
+            _template(manifest),
+            _sampling(manifest),
+        )
+    )
+
+
+def _tokenizer(manifest: Manifest) -> str:
+    """Returns whether a boot does without the tokenizers library; see `paiton_aot.encoder`."""
+    encoder = manifest.tokenizer.encoder
+    if encoder is None:
+        return f"  no encoder file: {manifest.tokenizer.no_encoder}"
+    return f"  encoder file: {encoder.size:,} bytes, compared with the tokenizers library"
 
 
 def _template(manifest: Manifest) -> str:

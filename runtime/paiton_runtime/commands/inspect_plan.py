@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from paiton_artifacts.errors import UsageError
@@ -11,6 +10,7 @@ from paiton_artifacts.kernel_table import Kernel, unpack_argument
 from paiton_artifacts.layout import Region
 from paiton_artifacts.plan import Access, Launch, Plan, Relocation, RelocationKind
 from paiton_artifacts.reader import Bundle
+from paiton_artifacts.record import dataclass
 from paiton_artifacts.schema import PlanFile
 
 _ACCESS = {Access.NONE: "", Access.READ: "read", Access.WRITE: "write", Access.READ | Access.WRITE: "read, write"}

@@ -55,8 +55,10 @@ def _start_boot(args: argparse.Namespace, options: ServeOptions) -> tuple[Server
     from paiton_runtime.commands.session import boot_options, open_stage  # noqa: PLC0415
     from paiton_runtime.ledger import process_start  # noqa: PLC0415
     from paiton_runtime.server.booting import Boot  # noqa: PLC0415
+    from paiton_runtime.server.memory import return_large_blocks  # noqa: PLC0415
     from paiton_runtime.server.state import BootLedger, ServerState  # noqa: PLC0415
 
+    return_large_blocks()
     ledger = BootLedger(process_start())
     wanted = asked(args)
 

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from paiton_artifacts.command_line import read_text
 from paiton_artifacts.errors import UsageError
 from paiton_runtime.commands.frozen_flags import add_frozen
 from paiton_runtime.server.options import CorsOptions, ServeOptions, TlsOptions
@@ -202,7 +203,7 @@ def serve_options(args: argparse.Namespace) -> ServeOptions:
         served_model_names=tuple(args.served_model_name),
         api_keys=tuple(keys),
         root_path=_root_path(args.root_path),
-        chat_template=None if args.chat_template is None else _read(args.chat_template),
+        chat_template=None if args.chat_template is None else read_text(args.chat_template, "--chat-template"),
         generation_config=args.generation_config,
         tool_call_parser=args.tool_call_parser,
         max_model_len=args.max_model_len,
@@ -244,15 +245,6 @@ def _root_path(text: str) -> str:
     if root and not root.startswith("/"):
         raise UsageError(f"--root-path {text} does not begin with a slash", hint=f"--root-path /{root}")
     return root
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{file}: {error.strerror}", hint="--chat-template names a readable file") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{file} is not UTF-8", hint="convert it first") from error
 
 
 def _port(text: str) -> int:

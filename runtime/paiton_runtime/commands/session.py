@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-from dataclasses import dataclass
 
 from paiton_artifacts.errors import UsageError
 from paiton_artifacts.reader import Bundle
+from paiton_artifacts.record import dataclass
 from paiton_runtime.boot import BootOptions, boot_bundle
 from paiton_runtime.codec_load import CodecLoad
 from paiton_runtime.commands.store_arguments import open_argument

@@ -7,13 +7,13 @@ import functools
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from paiton_artifacts.errors import PaitonError, UnsupportedHostError, UsageError
 from paiton_artifacts.layout import MANIFEST_NAME, SIGNATURE_NAME
 from paiton_artifacts.reader import Bundle, open_bundle
+from paiton_artifacts.record import dataclass, field
 from paiton_artifacts.trust.companions import check_companions, unlisted_files
 from paiton_artifacts.trust.policy import Policy, Trust, read_signature
 from paiton_artifacts.verify import verify_files

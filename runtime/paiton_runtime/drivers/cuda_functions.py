@@ -139,6 +139,7 @@ FUNCTIONS: Mapping[str, Signature] = {
     "unload_module": ("cuModuleUnload", (_handle,)),
     "function": ("cuModuleGetFunction", (_out, _handle, ctypes.c_char_p)),
     "function_attribute": ("cuFuncSetAttribute", (_handle, _int, _int)),
+    "resident_blocks": ("cuOccupancyMaxActiveBlocksPerMultiprocessor", (_out_int, _handle, _int, _size)),
     "launch_kernel": ("cuLaunchKernel", (_handle, *(_uint,) * 7, _handle, _out, _out)),
     "create_graph": ("cuGraphCreate", (_out, _uint)),
     "add_kernel": (

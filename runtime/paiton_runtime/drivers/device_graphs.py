@@ -9,9 +9,9 @@ import ctypes
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import ClassVar
 
+from paiton_artifacts.record import dataclass
 from paiton_runtime.drivers.device_functions import INVALID_VALUE, NOT_SUPPORTED, FunctionTable
 from paiton_runtime.drivers.device_launch import HostCopy
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from paiton_artifacts.errors import PaitonError
+from paiton_artifacts.record import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -227,6 +227,19 @@ class DeviceLibrary(GraphLibrary):
     def allow_shared_bytes(self, function: int, size: int) -> None:
         """Lets launches of a kernel ask for `size` bytes of dynamic shared memory; to be called once for each."""
 
+    def resident_blocks(self, function: int, threads: int, shared_bytes: int) -> int:
+        """Returns how many blocks of a kernel a compute unit of the thread's device holds at once.
+
+        Args:
+            function: the kernel; `allow_shared_bytes` comes first.
+            threads: of a block.
+            shared_bytes: dynamic shared memory of a block.
+        """
+        count = ctypes.c_int()
+        what = f"asking how many blocks of {threads} threads a compute unit holds"
+        self._call("resident_blocks", what, ctypes.byref(count), function, threads, shared_bytes)
+        return count.value
+
     @property
     def launch_address(self) -> int:
         """Address of the function that launches a kernel, for native code that calls it itself."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 
 from paiton_artifacts.layout import Region
 from paiton_artifacts.plan import Plan
+from paiton_artifacts.record import dataclass, field
 from paiton_runtime.device_program import DeviceProgram, DeviceTemplate
 from paiton_runtime.drivers.rank_thread import RankThread
 
@@ -16,6 +16,7 @@ class Rank:
     """One rank: its thread, its device, its stream, where its regions are, and what frees all that, on its thread.
 
     Attributes:
+        resident: by symbol, how many blocks its device holds of a kernel in which ranks meet.
         meetings: launches in which all ranks meet, of all steps that it was given.
     """
 
@@ -26,6 +27,7 @@ class Rank:
     stream: int = 0
     bases: dict[Region, int] = field(default_factory=dict)
     functions: dict[str, int] = field(default_factory=dict)
+    resident: dict[str, int] = field(default_factory=dict)
     meetings: int = 0
 
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 from paiton_artifacts.errors import DeviceFaultError, PaitonError
 from paiton_artifacts.kernel_table import Kernel
 from paiton_artifacts.layout import EXTENT_ALIGNMENT, Region, align_up
-from paiton_artifacts.plan import Plan
+from paiton_artifacts.plan import SAMPLING_FAMILIES, Plan
 from paiton_artifacts.schema import Chunk, MemoryPlan
 from paiton_runtime.budget import RegionSizes
 from paiton_runtime.device_program import DeviceProgram, DeviceTemplate, LaunchRefusedError
@@ -27,7 +27,7 @@ from paiton_runtime.drivers.device_launch import HostCopy
 from paiton_runtime.drivers.device_library import DeviceLibrary
 from paiton_runtime.drivers.device_rank import DeviceGraph, Rank
 from paiton_runtime.drivers.host_mirror import HostMirror
-from paiton_runtime.drivers.meetings import Meetings, meetings_of
+from paiton_runtime.drivers.meetings import Meetings, check_resident, meetings_of
 from paiton_runtime.drivers.rank_group import RankGroup
 from paiton_runtime.drivers.rank_plan import RankPlan
 from paiton_runtime.drivers.rank_thread import Work, results
@@ -187,6 +187,7 @@ class GpuDriver:
 
         Raises:
             CodeObjectError: a kernel's image does not load, or lacks its symbol.
+            UnsupportedHostError: a device does not hold all blocks of a launch at once in which ranks meet.
         """
         made: list[DeviceGraph] = []
         works: list[Work[None]] = []
@@ -210,6 +211,8 @@ class GpuDriver:
         for symbol in graph.template.symbols:
             if symbol not in rank.functions:
                 rank.functions[symbol] = self._load(rank, symbol)
+        if self._meetings is not None:
+            check_resident(graph.plan, partial(self._resident_blocks, rank))
         program = self._program(rank, graph)
         if rank.number == 0:
             graph.launches = program.launches
@@ -217,6 +220,14 @@ class GpuDriver:
             graph.graphs[rank.number] = self._graph(program, graph.plan, rank)
             graph.programs[rank.number] = None
             program.close()
+
+    def _resident_blocks(self, rank: Rank, symbol: str) -> int:
+        """Returns how many blocks of a kernel a rank's device holds at once."""
+        if symbol not in rank.resident:
+            kernel, units = self._kernels[symbol], self.library.device(rank.ordinal).compute_units
+            on_one = self.library.resident_blocks(rank.functions[symbol], kernel.threads, kernel.shared_bytes)
+            rank.resident[symbol] = units * on_one
+        return rank.resident[symbol]
 
     def _program(self, rank: Rank, graph: DeviceGraph) -> DeviceProgram:
         """Returns a plan's launches on a rank, unrolled unless they already are."""
@@ -278,7 +289,7 @@ class GpuDriver:
                 library.launch_graph(graph.graphs[rank.number], rank.stream)
             else:
                 self._launch_plan(graph, rank)
-        if rank.number == 0 and any(graph.plan.family == "sample" for graph in graphs):
+        if rank.number == 0 and any(graph.plan.family in SAMPLING_FAMILIES for graph in graphs):
             offset, size = mirror.results
             library.copy_to_host(mirror.address + offset, io + offset, size, rank.stream)
         if self._meetings is not None:

@@ -91,6 +91,7 @@ FUNCTIONS: Mapping[str, Signature] = {
     "load_module": ("hipModuleLoadData", (_out, ctypes.c_char_p)),
     "unload_module": ("hipModuleUnload", (_handle,)),
     "function": ("hipModuleGetFunction", (_out, _handle, ctypes.c_char_p)),
+    "resident_blocks": ("hipModuleOccupancyMaxActiveBlocksPerMultiprocessor", (_out_int, _handle, _int, _size)),
     "launch_kernel": ("hipModuleLaunchKernel", (_handle, *(_uint,) * 7, _handle, _out, _out)),
     "create_graph": ("hipGraphCreate", (_out, _uint)),
     "add_kernel": (

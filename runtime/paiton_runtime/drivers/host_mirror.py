@@ -9,11 +9,14 @@ from paiton_artifacts.errors import PaitonError
 from paiton_artifacts.schema import IoField, MemoryPlan
 from paiton_runtime.drivers.device_library import DeviceLibrary
 
-DEVICE_STATE = ("last_token", "finished", "token_counts", "semaphores", "comm_peers", "comm_error", "logits")
+DEVICE_STATE = (
+    *("last_token", "finished", "token_counts", "semaphores"),
+    *("comm_peers", "comm_error", "logits_share", "logits"),
+)
 """Io fields that only kernels touch; they come last, and the host's mirror ends before them."""
 
 RESULTS = ("sampled", "sampled_logprob", "sampled_rank", "top_tokens", "top_values")
-"""Io fields that are copied back after a sample plan; they lie side by side."""
+"""Io fields that are copied back after a plan that samples; they lie side by side."""
 
 _IO_BYTES = {"i32": 4, "f32": 4, "u64": 8}
 
@@ -23,7 +26,7 @@ class HostMirror:
 
     Attributes:
         address: of the pinned memory.
-        results: byte offset and size of the fields that a sample plan leaves.
+        results: byte offset and size of the fields that a plan that samples leaves.
     """
 
     def __init__(self, library: DeviceLibrary, memory: MemoryPlan) -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 from paiton_artifacts.errors import PlanError, RankStalledError, UnsupportedHostError
 from paiton_artifacts.layout import Region
 from paiton_artifacts.plan import LaunchFlag, Plan
+from paiton_artifacts.record import dataclass
 from paiton_artifacts.schema import IoField, MemoryPlan
 from paiton_runtime.device_program import runs_on
 from paiton_runtime.drivers.device_library import DeviceLibrary
@@ -130,20 +130,22 @@ def meetings_of(plan: Plan, rank: int) -> list[int]:
     return found
 
 
-def check_resident(plan: Plan, compute_units: int) -> None:
+def check_resident(plan: Plan, resident: Callable[[str], int]) -> None:
     """Checks that a device holds all blocks of every meeting at once: each polls until its peers have run.
 
-    A compute unit takes at least one block of a kernel that it can run at all, and a stream runs one kernel at a time.
+    Args:
+        plan: whose launches run one after the other, on one stream.
+        resident: returns how many blocks of a kernel, given by its symbol, the device holds.
 
     Raises:
-        UnsupportedHostError: some launch has more blocks than the device has compute units.
+        UnsupportedHostError: some launch has more blocks than that.
     """
     for segment in plan.segments:
         for launch in segment.launches:
             blocks = launch.grid[0] * launch.grid[1] * launch.grid[2]
-            if launch.flags & LaunchFlag.GROUP_BARRIER and blocks > compute_units:
+            if launch.flags & LaunchFlag.GROUP_BARRIER and blocks > (room := resident(launch.symbol)):
                 raise UnsupportedHostError(
                     f"plan {plan.family}-t{plan.tokens}-r{plan.requests}: {launch.symbol} waits for other ranks in"
-                    f" {blocks} blocks at once, and the device has {compute_units} compute units",
+                    f" {blocks} blocks at once, and the device holds {room} of them",
                     hint="build the bundle with the --profile of this device",
                 )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from paiton_artifacts.kernel_table import Kernel
 from paiton_artifacts.plan import Plan
+from paiton_artifacts.record import dataclass
 from paiton_runtime.device_program import DeviceProgram
 from paiton_runtime.drivers.device_launch import HostCopy
 from paiton_runtime.drivers.device_library import DeviceLibrary

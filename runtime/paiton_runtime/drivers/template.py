@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from paiton_artifacts.plan import Plan, pack_relocations
+from paiton_artifacts.record import dataclass
 
 _LAUNCH = struct.Struct("<QIIIIII")
 _SEGMENT = struct.Struct("<IIII")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from paiton_artifacts.errors import UsageError
+from paiton_artifacts.record import dataclass
 from paiton_runtime.engine.scheduler import Limits
 from paiton_runtime.model import Model
 

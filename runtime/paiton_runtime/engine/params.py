@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Protocol
 
 from paiton_artifacts.errors import UsageError
+from paiton_artifacts.record import dataclass
 
 MAX_TOP_LOGPROBS = 20
 """Most probable tokens that can be reported with a token (the limit of OpenAI's interface)."""

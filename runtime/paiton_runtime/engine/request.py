@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from enum import Enum
 
+from paiton_artifacts.record import dataclass, field
 from paiton_runtime.batch import Chunk, Sampling
 from paiton_runtime.engine.blocks import ROOT, block_key
 from paiton_runtime.engine.params import Constraint, SamplingParams, TokenLogprobs, Update

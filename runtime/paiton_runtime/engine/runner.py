@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from threading import Condition, Event, Thread
 
+from paiton_artifacts.record import dataclass, field
 from paiton_runtime.batch import StepInput
 from paiton_runtime.engine.params import TokenLogprobs
 from paiton_runtime.engine.request import Request

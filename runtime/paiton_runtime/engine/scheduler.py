@@ -7,8 +7,8 @@ order of arrival. While others decode, a step takes only a part of a prompt: a w
 from __future__ import annotations
 
 from bisect import insort
-from dataclasses import dataclass, field
 
+from paiton_artifacts.record import dataclass, field
 from paiton_runtime.engine.blocks import BlockManager
 from paiton_runtime.engine.request import Request, Status
 

@@ -12,7 +12,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-SOURCES = ("barrier.c", "code.c", "device.c", "group.c", "loader.c", "memory.c", "program.c", "residency.c", "sha256.c")
+SOURCES = (
+    *("barrier.c", "code.c", "device.c", "encoder.c", "encoder_match.c", "encoder_merge.c", "group.c", "loader.c"),
+    *("memory.c", "program.c", "residency.c", "sha256.c"),
+)
 FLAGS = (
     *("-target", "x86_64-linux-gnu.2.17", "-mcpu=x86_64"),
     *("-std=c11", "-O2", "-g0", "-fPIC", "-shared", "-s", "-fvisibility=hidden", "-fno-sanitize=all"),

@@ -95,6 +95,7 @@ typedef int (*paiton_add_kernel)(void **node, void *graph, void *const *before, 
 
 enum paiton_backend { PAITON_HIP = 0, PAITON_CUDA = 1 };
 
+struct paiton_encoder; /* text to tokens */
 struct paiton_program; /* a plan, unrolled and relocated for every rank */
 struct paiton_group;   /* the thread teams of all ranks */
 
@@ -206,6 +207,14 @@ PAITON_EXPORT void *paiton_code_open(int fd);
 PAITON_EXPORT void *paiton_code_symbol(void *code, const char *name);
 PAITON_EXPORT int paiton_code_close(void *code);
 PAITON_EXPORT const char *paiton_code_error(void);
+
+/* Encoders, over an encoder file (artifacts/FORMAT.md) at an address that is a multiple of 8 and stays until the encoder
+ * is destroyed. -EINVAL: it is malformed. `tokens` has room for one token per byte of the text, which is UTF-8 (else
+ * -EINVAL). -EDOM: the file does not cover this text. Several threads may encode at once. */
+PAITON_EXPORT int paiton_encoder_create(const void *data, uint64_t size, struct paiton_encoder **encoder);
+PAITON_EXPORT void paiton_encoder_destroy(struct paiton_encoder *encoder);
+PAITON_EXPORT int paiton_encode(const struct paiton_encoder *encoder, const char *bytes, uint64_t size,
+                                uint32_t *tokens, uint64_t *count);
 
 /* Programs. `bases` holds ranks * PAITON_REGIONS addresses, rank-major. */
 PAITON_EXPORT int paiton_program_create(const struct paiton_plan *plan, const uint64_t *bases, uint32_t ranks,

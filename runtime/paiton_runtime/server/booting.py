@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from threading import Lock, Thread
 
 from paiton_artifacts.reader import Bundle
+from paiton_artifacts.record import dataclass
 from paiton_artifacts.schema import Manifest
 from paiton_runtime.boot import BootOptions, boot_bundle
 from paiton_runtime.codec_load import CodecLoad

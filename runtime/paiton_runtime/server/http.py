@@ -10,9 +10,9 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+from paiton_artifacts.record import dataclass, field
 from paiton_runtime.server.errors import ApiError
 
 Message = dict[str, Any]

@@ -13,9 +13,9 @@ import time
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from threading import Lock
 
+from paiton_artifacts.record import dataclass, field
 from paiton_runtime.engine.observer import RequestRecord, StepRecord, TokenRecord
 from paiton_runtime.server.errors import ApiError
 from paiton_runtime.server.http import Handler, HttpRequest, Response

@@ -6,7 +6,8 @@ import json
 import sys
 import time
 import traceback
-from typing import TextIO
+
+from paiton_runtime.server.log_stream import Stream
 
 
 class RequestLog:
@@ -18,7 +19,7 @@ class RequestLog:
         stream: by default stderr, as it is at the time of writing.
     """
 
-    def __init__(self, style: str = "text", *, requests: bool = True, stream: TextIO | None = None) -> None:
+    def __init__(self, style: str = "text", *, requests: bool = True, stream: Stream | None = None) -> None:
         self._json = style == "json"
         self._requests = requests
         self._stream = stream

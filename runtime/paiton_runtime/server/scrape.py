@@ -6,7 +6,6 @@ Imported by the first scrape, in a thread: prometheus_client takes 64 ms, which 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector, exposition
@@ -14,6 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
+from paiton_artifacts.record import dataclass
 from paiton_runtime.server.metrics import COUNTERS, GAUGES, HISTOGRAMS, Snapshot
 
 _encode_openmetrics: Callable[[CollectorRegistry, str], bytes] = openmetrics.generate_latest  # has no types

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import resource
 import ssl
+import sys
 from contextlib import suppress
 
 import uvloop
@@ -20,6 +21,7 @@ from paiton_runtime.server.connection import Config
 from paiton_runtime.server.health import health_routes
 from paiton_runtime.server.lifecycle import Lifecycle
 from paiton_runtime.server.listener import Listener
+from paiton_runtime.server.log_stream import LogStream
 from paiton_runtime.server.options import ServeOptions
 from paiton_runtime.server.request_log import RequestLog
 from paiton_runtime.server.routes import routes
@@ -38,7 +40,8 @@ def serve(state: ServerState, listener: Listener, boot: Boot, tls: ssl.SSLContex
     """
     options = state.options
     _raise_open_files()
-    log = RequestLog(options.log_format, requests=options.log_requests)
+    stream = LogStream(sys.stderr)
+    log = RequestLog(options.log_format, requests=options.log_requests, stream=stream)
     state.telemetry = Telemetry(
         otlp_endpoint=options.otlp_traces_endpoint,
         log=log.record if options.log_requests else None,
@@ -46,9 +49,12 @@ def serve(state: ServerState, listener: Listener, boot: Boot, tls: ssl.SSLContex
     )
     app = App(state, {**health_routes(state), **routes(state)}, log)
     lifecycle = Lifecycle(_config(app, options, tls), state, boot, listener, log, lambda it: _start_engine(state, it))
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(lifecycle.run())
-    state.telemetry.close()
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(lifecycle.run())
+        state.telemetry.close()
+    finally:
+        stream.close()
     return lifecycle
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from paiton_artifacts.record import dataclass
 from paiton_runtime.ledger import Ledger, Row
 from paiton_runtime.server.errors import ApiError
 from paiton_runtime.server.options import ServeOptions

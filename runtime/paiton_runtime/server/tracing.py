@@ -6,11 +6,11 @@ import importlib.util
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from paiton_artifacts.errors import UsageError
+from paiton_artifacts.record import dataclass
 from paiton_runtime.engine.observer import RequestRecord
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ def relocations(*records: bytes) -> Edit:
 MALFORMED: dict[str, tuple[Edit, str]] = {
     "unknown field": ({("loops",): 1}, "has the unknown field 'loops'"),
     "missing field": ({("tokens",): DELETE}, "tokens is missing"),
-    "unknown family": ({("family",): "train"}, "family is 'train', not one of 'forward', 'sample', 'history'"),
+    "unknown family": ({("family",): "train"}, "family is 'train', not one of 'forward', 'sample', 'greedy', "),
     "other plan": ({("tokens",): 8}, r"holds the plan .* the manifest declares \('cpu', 'default', 'forward', 4, 2\)"),
     "unknown flag": ({(*BODY, "flags"): 4}, r"segments\[1\].launches\[0\].flags is 4, outside 0 .. 3"),
     "negative flag": ({(*BODY, "flags"): -1}, "flags is -1"),

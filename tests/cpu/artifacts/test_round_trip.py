@@ -51,7 +51,7 @@ def test_plans_survive(tiny_bundle: Path) -> None:
 
 
 def test_extents_count_one_workers_scratch(tiny_bundle: Path) -> None:
-    extents = open_bundle(tiny_bundle).extents("cpu")
+    extents = open_bundle(tiny_bundle).memory("cpu").extents
     assert extents[Region.SCRATCH] == 1024 + 256
     assert extents[Region.KV] == tiny.KV_BLOCK_BYTES
 

@@ -20,10 +20,12 @@ from paiton_artifacts.plan import (
 from paiton_artifacts.schema import (
     Blob,
     CodeObject,
+    ExpertFacts,
     FileEntry,
     Golden,
     GoldenLogit,
     GoldenStep,
+    HubSource,
     IoField,
     Manifest,
     MemoryPlan,
@@ -132,6 +134,7 @@ def manifest(
         layers=LAYERS,
         hidden_size=12,
         intermediate_size=20,
+        experts=ExpertFacts(layers=1, count=4, per_token=2, intermediate_size=10),
         attention_heads=2,
         kv_heads=2,
         head_dim=6,
@@ -153,6 +156,7 @@ def manifest(
         runtime_abi=2,
         generator="paiton-aot 0.0.0 (test)",
         model=model,
+        source=HubSource("org/tiny", "0123456789abcdef0123456789abcdef01234567"),
         tp=RANKS,
         blobs=blobs,
         tensors=tensors(),
@@ -183,6 +187,8 @@ def fill(writer: BundleWriter) -> None:
     plans = tuple(_plan_file(writer, plan(family, tokens)) for family, tokens in (("forward", 4), ("sample", 8)))
     tokenizer = Tokenizer(
         writer.add_file("tokenizer/tokenizer.json", b"{}"),
+        None,
+        "an empty tokenizer",
         writer.add_file("tokenizer/chat_template.jinja", b"{{ messages }}"),
         add_bos=False,
         special_tokens=(SpecialToken("bos_token", "<s>"), SpecialToken("eos_token", "</s>")),

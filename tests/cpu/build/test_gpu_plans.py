@@ -14,7 +14,7 @@ from paiton_aot.targets.gpu.io import io_fields
 from paiton_aot.targets.gpu.plans import Configured, buckets, configure, draft_chains, settle, tuning_requests
 from paiton_artifacts.errors import PlanError
 from paiton_artifacts.kernel_table import Kernel, KernelArgument, check_launches, unpack_argument
-from paiton_artifacts.layout import Region, align_up
+from paiton_artifacts.layout import align_up
 from paiton_artifacts.plan import Plan, check_plan, decode_plan, encode_plan
 from paiton_kernels.gpu.devices import PROFILES, TARGETS
 from paiton_kernels.gpu.sample import SAMPLE_CHAIN
@@ -81,16 +81,9 @@ def test_a_decode_layer_takes_at_most_seven_launches(planned: Planned) -> None:
 
 def test_every_relocation_lies_within_its_region(planned: Planned) -> None:
     memory = planned.configured.memory
-    extents = {
-        Region.WEIGHTS: memory.weights_bytes,
-        Region.IO: memory.io_bytes,
-        Region.SCRATCH: memory.scratch_bytes,
-        Region.KV: memory.kv_block_bytes,
-        Region.COMM: memory.comm_bytes,
-    }
     for plan in planned.plans:
         assert decode_plan(encode_plan(plan)) == plan
-        check_plan(plan, extents, 1, planned.kernels)
+        check_plan(plan, memory.extents, 1, planned.kernels)
         check_launches(plan, planned.kernels)
 
 

@@ -21,7 +21,6 @@ from paiton_aot.targets.gpu.io import io_fields as gpu_io_fields
 from paiton_aot.targets.io_layout import extent
 from paiton_aot.targets.scratch import allocate
 from paiton_aot.targets.shape import Shape
-from paiton_artifacts.layout import Region
 from paiton_artifacts.plan import LaunchFlag, check_plan, decode_plan, encode_plan
 from tests.cpu.build.test_weights import SMOLLM2
 
@@ -60,17 +59,10 @@ def test_a_decode_layer_takes_at_most_seven_launches(tp: int, launches: int) -> 
 def test_every_relocation_lies_within_its_region(tp: int, modes: dict[str, str]) -> None:
     made = _plans(tp, **modes)
     memory = made.memory
-    extents = {
-        Region.WEIGHTS: memory.weights_bytes,
-        Region.IO: memory.io_bytes,
-        Region.SCRATCH: memory.scratch_bytes + memory.worker_scratch_bytes,
-        Region.KV: memory.kv_block_bytes,
-        Region.COMM: memory.comm_bytes,
-    }
     symbols = {variant.symbol for variant in made.variants}
     for plan in made.plans:
         assert decode_plan(encode_plan(plan)) == plan
-        check_plan(plan, extents, tp, symbols)
+        check_plan(plan, memory.extents, tp, symbols)
 
 
 @pytest.mark.parametrize(("tp", "barrier"), [(1, LaunchFlag.NONE), (3, LaunchFlag.GROUP_BARRIER)])

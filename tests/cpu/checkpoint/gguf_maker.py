@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import gguf
@@ -46,6 +46,7 @@ def write_gguf(
     extra: Callable[[gguf.GGUFWriter], None] = lambda _: None,
     change: Callable[[Weights], Weights] = lambda weights: weights,
     permuted: bool = True,
+    names: Mapping[str, str] = NAMES,
 ) -> Path:
     """Writes the weights quantised to `kind` (vectors as f32) and the tokenizer; returns `path`.
 
@@ -62,6 +63,7 @@ def write_gguf(
         extra: adds or replaces keys.
         change: changes the weights, under llama.cpp's names and in its order of rows.
         permuted: rows of q and k are permuted, as in files of the architecture llama.
+        names: Hugging Face's names of modules, and llama.cpp's.
     """
     config = json.loads((source / "config.json").read_text())
     writer = gguf.GGUFWriter(path, architecture)
@@ -71,10 +73,12 @@ def write_gguf(
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(config["num_attention_heads"])
     writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_key_length(config["head_dim"])
+    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    rope = config["rope_parameters"]
+    writer.add_key_length(head_dim)
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
-    writer.add_rope_dimension_count(config["head_dim"])
+    writer.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])
+    writer.add_rope_dimension_count(int(head_dim * rope.get("partial_rotary_factor", 1)))
     writer.add_vocab_size(config["vocab_size"])
     if model is not None:
         writer.add_tokenizer_model(model)
@@ -87,7 +91,7 @@ def write_gguf(
         writer.add_chat_template(chat_template)
     extra(writer)
     heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]} if permuted else {}
-    for name, values in change(named_weights(source, heads)).items():
+    for name, values in change(named_weights(source, heads, names)).items():
         stored = gguf.GGMLQuantizationType.F32 if values.ndim == 1 else kind
         writer.add_tensor(name, gguf.quants.quantize(values, stored), raw_dtype=stored)
     writer.write_header_to_file()
@@ -97,7 +101,7 @@ def write_gguf(
     return path
 
 
-def named_weights(source: Path, heads: dict[str, int]) -> Weights:
+def named_weights(source: Path, heads: dict[str, int], names: Mapping[str, str]) -> Weights:
     """Returns the weights under llama.cpp's names, rows within `heads` permuted as convert_hf_to_gguf.py does it."""
     weights: Weights = {}
     for name, tensor in load_tensors(source).items():
@@ -107,10 +111,10 @@ def named_weights(source: Path, heads: dict[str, int]) -> Weights:
             _, _, layer, module = module.split(".", 3)
             prefix = f"blk.{layer}."
         values = tensor.to(torch.float32).numpy()
-        if count := heads.get(NAMES[module]):
+        if count := heads.get(names[module]):
             halves = values.reshape(count, 2, values.shape[0] // count // 2, *values.shape[1:])
             values = halves.swapaxes(1, 2).reshape(values.shape)
-        weights[f"{prefix}{NAMES[module]}.{kind}"] = np.ascontiguousarray(values)
+        weights[f"{prefix}{names[module]}.{kind}"] = np.ascontiguousarray(values)
     return weights
 
 

@@ -18,7 +18,7 @@ from paiton_aot.checkpoint.base import TokenizerFiles
 from paiton_aot.checkpoint.sentencepiece_model import parse_sentencepiece
 from paiton_artifacts.errors import TokenizerError
 from tests.cpu.checkpoint.gguf_maker import write_gguf
-from tests.cpu.checkpoint.probes import PLAIN, PROBES, TEXTS, train
+from tests.cpu.checkpoint.probes import GEMMA, PLAIN, PROBES, TEXTS, train
 
 
 def tokenizer_of(path: Path) -> TokenizerFiles:
@@ -93,6 +93,14 @@ def test_tekken_splits_words_where_capitals_begin(originals: Path, tmp_path: Pat
     assert pieces == ["a", "Camel", "Case", "ĠHTTPServer", "Ġ", "1", "2", "3", "Ġx", "/ĊĊ", "Ġy"]
 
 
+def test_gpt_4o_splits_words_with_their_contractions(originals: Path, tmp_path: Path) -> None:
+    """By the pattern of tiktoken's o200k_base, which Phi-4-mini has."""
+    path = write_gguf(originals / "tiny", tmp_path / "x.gguf", pre="gpt-4o")
+    ours = Tokenizer.from_buffer(tokenizer_of(path).tokenizer_json)
+    pieces = [text for text, _ in ours.pre_tokenizer.pre_tokenize_str("aCamelCase I'VE don't 12345 x/\n\n y")]
+    assert pieces == ["a", "Camel", "Case", "ĠI'VE", "Ġdon't", "Ġ", "123", "45", "Ġx", "/ĊĊ", "Ġy"]
+
+
 def sentencepiece_keys(data: bytes, **flags: bool) -> Callable[[gguf_library.GGUFWriter], None]:
     """Writes a SentencePiece model as llama.cpp's converter does."""
     model = sentencepiece.SentencePieceProcessor(model_proto=data)
@@ -115,10 +123,10 @@ def sentencepiece_keys(data: bytes, **flags: bool) -> Callable[[gguf_library.GGU
     return extra
 
 
-@pytest.mark.parametrize("prefix", [True, False])
-def test_sentencepiece_ids_equal_those_of_its_library(originals: Path, tmp_path: Path, *, prefix: bool) -> None:
-    data = train("bpe", vocab_size=380, byte_fallback=True, **PLAIN, add_dummy_prefix=prefix)
-    extra = sentencepiece_keys(data, add_space_prefix=prefix)
+@pytest.mark.parametrize("options", [PLAIN | {"add_dummy_prefix": True}, PLAIN | {"add_dummy_prefix": False}, GEMMA])
+def test_sentencepiece_ids_equal_those_of_its_library(originals: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    data = train("bpe", vocab_size=380, byte_fallback=True, **options)
+    extra = sentencepiece_keys(data, add_space_prefix=options["add_dummy_prefix"])
     path = write_gguf(originals / "tiny", tmp_path / "x.gguf", model="llama", pre=None, extra=extra)
     files = tokenizer_of(path)
     ours, reference = (

@@ -11,16 +11,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub
+import numpy as np
 import pytest
 from huggingface_hub import constants
 
 from paiton_aot.attest.provenance import provenance
 from paiton_aot.checkpoint import open_checkpoint
+from paiton_aot.eval_source import open_source
 from paiton_aot.identity.build_key import BuildKey
 from paiton_aot.progress import Progress
 from paiton_aot.sources.hub import HubModel, fetch_model, is_hub_id
 from paiton_aot.sources.locate import located
-from paiton_artifacts.errors import CheckpointNotFoundError, StoreAccessError, StoreError, UsageError
+from paiton_artifacts.errors import (
+    CheckpointNotFoundError,
+    StoreAccessError,
+    StoreError,
+    UnsupportedQuantizationError,
+    UsageError,
+)
 from tests.conftest import python_environment
 from tests.cpu.checkpoint.hub_server import COMMIT, OLDER, TOKEN, HubServer, running
 
@@ -52,7 +60,7 @@ def names(model: HubModel) -> set[str]:
 
 def test_a_model_is_fetched_once_and_pinned(hub: HubServer, originals: Path) -> None:
     model = fetch_model("org/tiny", QUIET)
-    assert model == (model.path, f"{hub.url}/org/tiny", COMMIT)
+    assert model == (model.path, "org/tiny", f"{hub.url}/org/tiny", COMMIT)
     for file in model.path.iterdir():
         assert file.read_bytes() == (originals / "tiny" / file.name).read_bytes()
     with open_checkpoint(model.path) as checkpoint:
@@ -135,10 +143,21 @@ def test_a_directory_comes_first(
     monkeypatch.chdir(tmp_path / "here")
     for text in ("org/tiny", "./org/tiny"):
         with located(text, QUIET) as model:
-            assert model == (Path(text), "", "")
+            assert model == (Path(text), "", "", "")
     assert not hub.paths
     with located("org/sharded", QUIET) as model:
-        assert (model.origin, model.commit) == (f"{hub.url}/org/sharded", COMMIT)
+        assert model[1:] == (f"{hub.url}/org/sharded", "org/sharded", COMMIT)
+
+
+def test_transformers_loads_it_for_an_evaluation(hub: HubServer, originals: Path) -> None:
+    ids = [1, 5, 9]
+    fetched, local = (open_source(text, QUIET).logits(ids) for text in ("org/tiny", str(originals / "tiny")))
+    assert np.array_equal(fetched, local)
+    with pytest.raises(UnsupportedQuantizationError, match="is quantised"):
+        open_source("org/tiny@v1.0", QUIET)
+    with pytest.raises(CheckpointNotFoundError, match="nor a model of that id"):
+        open_source("org/absent", QUIET)
+    assert hub.paths
 
 
 def test_the_command_plans_a_model_of_the_hub(hub: HubServer, tmp_path: Path, originals: Path) -> None:
@@ -165,7 +184,7 @@ def test_the_command_plans_a_model_of_the_hub(hub: HubServer, tmp_path: Path, or
         env=environment,
         check=True,
     )
-    assert json.loads(done.stdout)["key"] == json.loads(here.stdout)["key"], "where a model comes from changes nothing"
+    assert json.loads(done.stdout)["key"] != json.loads(here.stdout)["key"], "the manifest names the commit"
 
 
 def test_provenance_names_the_commit() -> None:

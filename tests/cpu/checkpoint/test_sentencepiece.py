@@ -13,8 +13,9 @@ from transformers import LlamaTokenizer
 
 from paiton_aot.checkpoint import open_checkpoint
 from paiton_aot.checkpoint.base import TokenizerFiles
-from paiton_aot.checkpoint.pieces import as_bytes, tokenizer_document
+from paiton_aot.checkpoint.pieces import tokenizer_document
 from paiton_aot.checkpoint.sentencepiece_model import parse_sentencepiece
+from paiton_aot.checkpoint.tokenizer_json import as_bytes
 from paiton_artifacts.errors import TokenizerError
 from tests.cpu.checkpoint.probes import GEMMA, PLAIN, TEXTS, train
 from tests.make_checkpoints import edit_json

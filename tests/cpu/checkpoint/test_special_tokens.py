@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from paiton_aot.checkpoint import open_checkpoint
 from paiton_aot.checkpoint.base import TokenizerFiles
 from paiton_artifacts.errors import CheckpointFormatError, TokenizerError
-from paiton_artifacts.schema import SamplingDefaults
+from paiton_artifacts.schema import NO_ADVICE, SamplingDefaults
 from tests.make_checkpoints import edit_json
 
 
@@ -83,7 +83,7 @@ def test_a_name_that_is_no_text_is_refused(tiny: Path) -> None:
 
 def test_sampling_is_what_generation_config_says(tiny: Path) -> None:
     with open_checkpoint(tiny) as checkpoint:
-        assert checkpoint.sampling() == SamplingDefaults(None, None, None, None, None)
+        assert checkpoint.sampling() == NO_ADVICE
     fields = {"temperature": 0.6, "top_p": 0.9, "top_k": -1, "repetition_penalty": 1, "do_sample": True}
     (tiny / "generation_config.json").write_text(json.dumps(fields))
     with open_checkpoint(tiny) as checkpoint:

@@ -49,7 +49,7 @@ def test_flipped_byte_in_the_manifest(offset: int, bundle: Path, capsys: pytest.
     _expect(bundle, capsys, 4, "manifest")
 
 
-@pytest.mark.parametrize("pattern", ["plans/cpu/*.plan", "code/cpu/*.so", "tokenizer/*.json"])
+@pytest.mark.parametrize("pattern", ["plans/cpu/*.plan", "code/cpu/*.so", "tokenizer/*.bin"])
 def test_flipped_byte_in_a_file(pattern: str, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in bundle.glob(pattern):
         _flip(path, path.stat().st_size // 2)

@@ -10,7 +10,7 @@ from paiton_kernels.families import FAMILIES
 from paiton_kernels.linear import kv_slots, kv_tiles, rotate
 from paiton_kernels.norm_add import norm_add
 from paiton_kernels.numeric_formats import bf16_bits, bf16_values, e4m3_values, round_e4m3
-from paiton_kernels.rope_kv import head_norm
+from paiton_kernels.pack import rms_norm
 from paiton_kernels.rope_table import rope_table
 from tests.cpu.kernels.harness import Array, Level
 from tests.numerics import assert_close, assert_same_bits
@@ -78,7 +78,7 @@ def test_rope_kv_normalises_heads_rotates_and_writes_the_cache(
         assert_same_bits(out, results[0][0])
         assert_same_bits(cache, results[0][1])
     q, k, v = np.split(qkv.astype(np.float64), [Q_HEADS, Q_HEADS + KV_HEADS], axis=1)
-    q, k = (head_norm(x, bf16_values(norms[name]), 1e-6, offset) for x, name in ((q, "q_norm"), (k, "k_norm")))
+    q, k = (rms_norm(x, bf16_values(norms[name]), 1e-6, offset) for x, name in ((q, "q_norm"), (k, "k_norm")))
     assert_close(bf16_values(results[0][0]), rotate(q, angles).reshape(tokens, -1), "bf16")
     history = np.zeros((2, 6, KV_HEADS, 16, head_dim))
     blocks, places = kv_slots(positions, request_of, tables)

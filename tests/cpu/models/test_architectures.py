@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from paiton_aot import build as build_module
 from paiton_runtime.boot import BootOptions, boot
+from paiton_runtime.cli import main as run_main
 from paiton_runtime.model import Chunk
 from tests.coverage_cases import ARCHITECTURE_CASES, DOCUMENT, Case, all_cases, coverage
 from tests.cpu.models.conftest import LEVEL, options_of
@@ -87,6 +88,23 @@ def test_an_fp8_checkpoint_of_fused_modules(checkpoint_of: Callable[[str], Path]
         assert np.array_equal(dequantized(contents, f"layers.1.{name}"), expected.numpy())
     expected_logits = reference_logits(model_reference(checkpoint_of(case.model), bundle), IDS)
     assert relative_error(logits_of(bundle), expected_logits) < TOLERANCE["bf16"]
+
+
+@pytest.mark.usefixtures("build")
+def test_few_tokens_a_step_and_where_the_model_came_from(
+    checkpoint_of: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Goldens of 16 tokens take several steps; the manifest pins the model of the hub that was built."""
+    commit = "0123456789" * 4
+    options = options_of(Case("llama2", "bf16 to fp8", "cpu", 1))
+    few = replace(options, max_num_batched_tokens=4, hub_model="org/tiny", commit=commit)
+    assert build_module.build(checkpoint_of("llama2"), tmp_path / "b", few).verified
+    manifest = read_bundle(tmp_path / "b").manifest
+    assert max(len(golden["prompt"]) for golden in manifest["goldens"]) == 16 > manifest["memory"][0]["max_tokens"] == 4
+    assert manifest["source"] == {"model": "org/tiny", "commit": commit}
+    assert run_main(["verify", str(tmp_path / "b")]) == 0
+    assert run_main(["inspect", str(tmp_path / "b")]) == 0
+    assert f"from org/tiny, commit {commit}" in capsys.readouterr().out
 
 
 def test_the_document_is_of_these_cases() -> None:

@@ -73,7 +73,17 @@ def test_what_is_read_is_what_was_written(name: str, tp: int, tokens: int) -> No
 
 @pytest.mark.parametrize(
     ("name", "tp", "launches"),
-    [("Llama", 1, 5), ("Qwen2", 2, 7), ("Qwen3", 1, 6), ("Gemma2", 1, 7), ("Gemma2", 2, 7), ("Gemma3", 2, 8)],
+    [
+        ("Llama", 1, 5),
+        ("Qwen2", 2, 7),
+        ("Qwen3", 1, 6),
+        ("Gemma2", 1, 7),
+        ("Gemma2", 2, 7),
+        ("Gemma3", 2, 8),
+        ("Mixtral", 1, 7),
+        ("Mixtral", 2, 9),
+        ("Qwen3Moe", 1, 8),
+    ],
 )
 def test_launches_of_a_decode_layer(name: str, tp: int, launches: int) -> None:
     assert sum(draft.layer == 1 for draft in _drafts(name, tp, 1)) == launches

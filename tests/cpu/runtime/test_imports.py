@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -55,3 +56,11 @@ def test_the_boot_path_stays_light(module: str) -> None:
     assert not loaded & {*BLOCKED, *BUILD_SIDE}
     bare = set(python("import sys; print(*sys.modules)").stdout.split())  # what the interpreter's site brings
     assert not (loaded - bare) & set(HEAVY)
+
+
+def test_a_boot_does_without_the_tokenizers_library(tiny_bundle: Path) -> None:
+    arguments = ["generate", str(tiny_bundle), "hello", "--max-tokens", "2"]
+    blocked = "import sys; sys.modules['tokenizers'] = None; from paiton_runtime.cli import main; "
+    done = python(f"{blocked}sys.exit(main({arguments!r}))")
+    assert done.returncode == 0, done.stderr
+    assert "2 generated" in done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -108,6 +109,30 @@ def test_masks_are_needed_and_have_a_size(model: Model) -> None:
     only = bytearray(width)
     only[123 // 8] = 1 << 123 % 8
     assert model.sample(step, {0: bytes(only)}).sampled == [123]
+
+
+@pytest.mark.parametrize(
+    ("change", "plain"),
+    [
+        ({}, True),
+        ({"sampling": Sampling(top_k=5, top_p=0.5, min_p=0.1, seed=7)}, True),  # of no account at temperature 0
+        ({"sampling": Sampling(1e-42)}, False),
+        ({"sampling": Sampling(repetition_penalty=1.1)}, False),
+        ({"sampling": Sampling(presence_penalty=-0.5)}, False),
+        ({"sampling": Sampling(frequency_penalty=0.5)}, False),
+        ({"sampling": Sampling(top_logprobs=0)}, False),
+        ({"sampling": Sampling(bias=((3, 1.0),))}, False),
+        ({"masked": True}, False),
+        ({"targets": [9]}, False),
+    ],
+)
+def test_steps_that_only_ask_for_the_most_probable_tokens_are_known(
+    model: Model, change: dict[str, Any], *, plain: bool
+) -> None:
+    greedy = Chunk([5, 6, 7], 0, [0], slot=1)
+    other = replace(Chunk([9], 0, [1], slot=2), **change)
+    assert model.prepare([greedy, other]).plain_greedy == plain
+    assert model.prepare([greedy, replace(other, logits="none", targets=None, masked=False)]).plain_greedy
 
 
 def test_a_history_must_exist(model: Model) -> None:

@@ -68,6 +68,7 @@ def test_no_undefined_behaviour(script: ModuleType, tmp_path: Path) -> None:
     script.build(library, extra_flags=("-fsanitize=undefined", "-fsanitize-trap=undefined"))
     names = ("test_executor.py", "test_loader.py", "test_loader_devices.py", "test_program.py")
     tests = [str(Path(__file__).with_name(name)) for name in names]
+    tests.append(f"{Path(__file__).with_name('test_encoder.py')}::test_a_malformed_file_is_refused_or_harmless")
     environment = {**os.environ, "PAITON_HOST_LIBRARY": str(library), "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)

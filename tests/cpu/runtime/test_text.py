@@ -7,10 +7,9 @@ import random
 
 import jinja2
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from paiton_artifacts.errors import TokenizerError, UsageError
-from tests.text_codec import byte_tokenizer, make_codec
+from tests.text_codec import byte_tokenizer, make_codec, sentencepiece_tokenizer
 
 CHATML = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
@@ -94,20 +93,6 @@ def test_a_template_cannot_run_for_ever() -> None:
     loops = "{% for i in range(90000) %}" * 3 + "x" + "{% endfor %}" * 3
     with pytest.raises(UsageError, match="the chat template fails"):
         make_codec(loops).render([{"role": "user", "content": "hello"}])
-
-
-def sentencepiece_tokenizer() -> bytes:
-    """A tokenizer in the manner of Llama 2: words begin with a low line, and bytes stand for unknown characters."""
-    vocabulary = {"<unk>": 0, **{f"<0x{byte:02X}>": 1 + byte for byte in range(256)}}
-    for word in ("\u2581", "a", "b", "\u2581a", "ab"):
-        vocabulary[word] = len(vocabulary)
-    merges = [("\u2581", "a"), ("a", "b")]
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))  # noqa: S106
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    return tokenizer.to_str().encode()
 
 
 @pytest.mark.parametrize("skip", [True, False])

@@ -34,11 +34,11 @@ def completion(tokens: int) -> dict[str, Any]:
 
 
 def test_a_booting_server_says_what_it_does(start_server: StartServer, tiny_bundle: Path, tmp_path: Path) -> None:
-    """The boot is held where it imports the tokenizer's library, by the process itself, until the gate is there."""
+    """The boot is held where it first opens the encoder file, by the process itself, until the gate is there."""
     gate = tmp_path / "gate"
-    server = start_server(tiny_bundle, hold=(gate, "/tokenizers/"))
+    server = start_server(tiny_bundle, hold=(gate, "encoder.bin"))
     deadline = time.monotonic() + SECONDS
-    while "booting: tokenizer" not in server.get("/health").error["message"]:
+    while "booting: open" not in server.get("/health").error["message"]:
         assert time.monotonic() < deadline
     for method, path in (("GET", "/health"), ("GET", "/v1/models"), ("POST", "/v1/completions"), ("POST", "/tokenize")):
         answer = server.request(method, path, {"prompt": "a"} if method == "POST" else None)
@@ -65,7 +65,7 @@ def stages(server: Server) -> dict[str, float]:
 
 def test_a_signal_ends_a_boot_at_once(start_server: StartServer, tiny_bundle: Path, tmp_path: Path) -> None:
     for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
-        server = start_server(tiny_bundle, hold=(tmp_path / "gate", "/tokenizers/"))
+        server = start_server(tiny_bundle, hold=(tmp_path / "gate", "encoder.bin"))
         assert server.get("/health").status == 503
         server.signal(number)
         assert server.wait(SOON) == code
@@ -77,11 +77,11 @@ def test_a_boot_that_fails_ends_the_server(start_server: StartServer, tiny_bundl
     assert absent.wait() == 5
     damaged = tmp_path / "damaged.bundle"
     shutil.copytree(tiny_bundle, damaged)
-    with (damaged / "tokenizer" / "tokenizer.json").open("r+b") as file:
+    with (damaged / "tokenizer" / "encoder.bin").open("r+b") as file:
         file.write(b"X")
     server = start_server(damaged)
     assert server.wait() == 4
-    for process, word in ((absent, "absent.bundle"), (server, "tokenizer.json: SHA-256")):
+    for process, word in ((absent, "absent.bundle"), (server, "encoder.bin: SHA-256")):
         last = process.stderr.splitlines()[-1]
         assert last.startswith("paiton-run: error: ")
         assert word in last

@@ -5,17 +5,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import os
 import shutil
-import socket
-import subprocess
-import time
 import urllib.error
 import urllib.request
 from email.utils import formatdate
 from pathlib import Path
 
 import pytest
+
+from tests.cpu.store.server import Server, free_ports
 
 ACCOUNT = "devstoreaccount1"
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
@@ -24,7 +22,7 @@ KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr
 CONTAINER = "paiton-test"
 
 
-class Azurite:
+class Azurite(Server):
     """A server with one container, which ends with its data.
 
     Args:
@@ -35,33 +33,21 @@ class Azurite:
         found = shutil.which("azurite-blob")
         if found is None:
             pytest.skip("azurite-blob is not installed: npm install -g azurite")
-        folder.mkdir(parents=True, exist_ok=True)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.folder = folder
-        self._command = [found, "--inMemoryPersistence", "--blobHost", "127.0.0.1", "--blobPort", str(self.port)]
-        self._command += ["--silent", "--skipApiVersionCheck", "--disableTelemetry"]
-        self._process: subprocess.Popen[bytes] | None = None
+        super().__init__(folder)
+        (self.port,) = free_ports(1)
+        self._executable = found
 
-    def start(self) -> None:
-        """Starts it; returns when its container is there."""
-        with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                self._command, stdout=log, stderr=log, cwd=self.folder, start_new_session=True
-            )
-        end = time.monotonic() + 60
-        while not self._make_container():
-            if time.monotonic() > end or self._process.poll() is not None:
-                raise RuntimeError((self.folder / "log").read_text()[-2000:])
-            time.sleep(0.1)
-
-    def kill(self) -> None:
-        """Ends it, and what it started."""
-        if self._process is not None:
-            os.killpg(self._process.pid, 9)
-            self._process.wait()
-            self._process = None
+    def command(self) -> list[str]:
+        """Returns the command line that runs it."""
+        where = ["--blobHost", "127.0.0.1", "--blobPort", str(self.port)]
+        return [
+            self._executable,
+            "--inMemoryPersistence",
+            *where,
+            "--silent",
+            "--skipApiVersionCheck",
+            "--disableTelemetry",
+        ]
 
     def environment(self, port: int | None = None) -> dict[str, str]:
         """Returns the variables by which clients find it, or a proxy in front of it."""
@@ -71,7 +57,7 @@ class Azurite:
             "AZURE_STORAGE_ENDPOINT": f"http://127.0.0.1:{port or self.port}/{ACCOUNT}",
         }
 
-    def _make_container(self) -> bool:
+    def answers(self) -> bool:
         """Makes the container, with a request signed as Azure's "Authorize with Shared Key" describes."""
         headers = {"x-ms-date": formatdate(usegmt=True), "x-ms-version": "2021-12-02"}
         signed = "PUT" + "\n" * 12 + "".join(f"{name}:{value}\n" for name, value in sorted(headers.items()))

@@ -46,6 +46,8 @@ def make(path: Path, *, seed: int = 0, mib: int = 4, chunk: int = MIB, changed: 
         objects = (CodeObject("cpu", "generic", entry, None, tiny.SYMBOLS, "none 1"),)
         tokenizer = Tokenizer(
             writer.add_file("tokenizer/tokenizer.json", b"{}"),
+            None,
+            "an empty tokenizer",
             writer.add_file("tokenizer/empty.jinja", b""),
             False,
             (),

@@ -20,23 +20,15 @@ from tests.cpu.store.weed import BUCKET, Weed
 @pytest.fixture(scope="session")
 def weed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weed]:
     """The server."""
-    server = Weed(tmp_path_factory.mktemp("weed"))
-    try:
-        server.start()
+    with Weed(tmp_path_factory.mktemp("weed")) as server:
         yield server
-    finally:
-        server.kill()
 
 
 @pytest.fixture(scope="session")
 def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
     """The server of Azure's protocol, where it is installed."""
-    server = Azurite(tmp_path_factory.mktemp("azurite"))
-    try:
-        server.start()
+    with Azurite(tmp_path_factory.mktemp("azurite")) as server:
         yield server
-    finally:
-        server.kill()
 
 
 @pytest.fixture(autouse=True)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
-import subprocess
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -14,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.cpu.store.server import Server, free_ports
+
 USER, PASSWORD = "jonah", "swordfish"
 HTPASSWD = f"{USER}:$2b$04$abcdefghijklmnopqrstuugIEnm3ZbWF6xb2GcoE3L1CoGJFMKtu.\n"  # bcrypt, the only kind it takes
 
 
-class Registry:
+class Registry(Server):
     """A registry with its data in a folder.
 
     Args:
@@ -30,11 +29,8 @@ class Registry:
         found = shutil.which("docker-registry")
         if found is None:
             pytest.skip("docker-registry is not installed: apt install docker-registry")
-        folder.mkdir(parents=True, exist_ok=True)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.folder = folder
+        super().__init__(folder)
+        (self.port,) = free_ports(1)
         self.host = f"127.0.0.1:{self.port}"
         config = {
             "version": 0.1,
@@ -45,30 +41,18 @@ class Registry:
         }
         # JSON is YAML.
         (folder / "config.yml").write_text(json.dumps(config))
-        self._command = [found, "serve", str(folder / "config.yml")]
-        self._process: subprocess.Popen[bytes] | None = None
+        self._executable = found
 
-    def start(self) -> None:
-        """Starts it; returns when it answers."""
-        with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, cwd=self.folder)
-        end = time.monotonic() + 30
-        while True:
-            try:
-                urllib.request.urlopen(f"http://{self.host}/v2/", timeout=5).close()
-            except urllib.error.HTTPError as error:
-                error.close()
-                return  # it wants a login
-            except OSError as error:
-                if time.monotonic() > end or self._process.poll() is not None:
-                    raise RuntimeError((self.folder / "log").read_text()[-2000:]) from error
-                time.sleep(0.02)
-            else:
-                return
+    def command(self) -> list[str]:
+        """Returns the command line that runs it."""
+        return [self._executable, "serve", str(self.folder / "config.yml")]
 
-    def kill(self) -> None:
-        """Ends it at once."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
+    def answers(self) -> bool:
+        """Whether it answers, be it that it wants a login."""
+        try:
+            urllib.request.urlopen(f"http://{self.host}/v2/", timeout=5).close()
+        except urllib.error.HTTPError as error:
+            error.close()
+        except OSError:
+            return False
+        return True

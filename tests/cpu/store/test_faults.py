@@ -188,10 +188,8 @@ def test_two_pushes_at_once(bundle: Path, root: str, resolver: Resolver) -> None
 def test_a_server_that_is_killed_and_comes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_resolver: Callable[[str], Resolver]
 ) -> None:
-    server = Weed(tmp_path / "weed")
     large = bundles.make(tmp_path / "large", mib=16)
-    try:
-        server.start()
+    with Weed(tmp_path / "weed") as server:
         for name, value in server.environment().items():
             monkeypatch.setenv(name, value)
         address = parse_address("s3://paiton-test/large:v1")
@@ -217,8 +215,6 @@ def test_a_server_that_is_killed_and_comes_back(
             thread.join()
         found = new_resolver("x").cached(address)
         assert bundles.contents(found) == bundles.contents(large)
-    finally:
-        server.kill()
 
 
 def test_what_nobody_listens_to(bundle: Path, root: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,12 +43,8 @@ from tests.cpu.trust.conftest import make_pair
 @pytest.fixture(scope="session")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
     """A registry that anybody may use."""
-    server = Registry(tmp_path_factory.mktemp("registry"))
-    try:
-        server.start()
+    with Registry(tmp_path_factory.mktemp("registry")) as server:
         yield server
-    finally:
-        server.kill()
 
 
 @pytest.fixture
@@ -289,9 +285,6 @@ def test_a_killed_registry_loses_nothing(
     bundle: Path, tmp_path: Path, resolver: Resolver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PAITON_STORE_ATTEMPTS", "2")
-    server = Registry(tmp_path / "registry")
-    server.start()
-    url = f"oci://{server.host}/one"
     seen: list[str] = []
 
     def kill(_method: str, path: str) -> None:
@@ -299,7 +292,8 @@ def test_a_killed_registry_loses_nothing(
         if len(seen) == 20:
             server.kill()
 
-    try:
+    with Registry(tmp_path / "registry") as server:
+        url = f"oci://{server.host}/one"
         with running(server.port) as proxy:
             proxy.on_request = kill
             with pytest.raises(StoreUnavailableError, match="failed 2 times"):
@@ -308,8 +302,6 @@ def test_a_killed_registry_loses_nothing(
         pushed = push(bundle, f"{url}:v1")
         assert 0 < pushed.uploaded < pushed.objects, "what had arrived is not moved again"
         assert bundles.contents(resolver.cached(parse_address(f"{url}:v1"))) == bundles.contents(bundle)
-    finally:
-        server.kill()
 
 
 def test_a_damaged_bundle_is_not_published(url: str, tmp_path: Path) -> None:
@@ -351,12 +343,8 @@ def test_something_elses_tag_is_said_so(bundle: Path, url: str, resolver: Resolv
 
 
 def test_a_cached_pin_needs_no_registry(bundle: Path, tmp_path: Path, resolver: Resolver) -> None:
-    server = Registry(tmp_path / "registry")
-    server.start()
-    try:
+    with Registry(tmp_path / "registry") as server:
         pushed = push(bundle, f"oci://{server.host}/one:v1")
         found = resolver.cached(pushed.address)
-    finally:
-        server.kill()
     assert resolver.cached(pushed.address) == found
     shutil.rmtree(found)

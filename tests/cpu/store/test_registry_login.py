@@ -61,10 +61,8 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
     """A registry that asks for user and password."""
     folder = tmp_path_factory.mktemp("guarded")
     (folder / "htpasswd").write_text(HTPASSWD)
-    server = Registry(folder, {"htpasswd": {"realm": "test", "path": str(folder / "htpasswd")}})
-    server.start()
-    yield server
-    server.kill()
+    with Registry(folder, {"htpasswd": {"realm": "test", "path": str(folder / "htpasswd")}}) as server:
+        yield server
 
 
 def test_user_and_password(
@@ -181,10 +179,8 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Registry,
             "issuer": "tester",
             "rootcertbundle": str(service.bundle),
         }
-        server = Registry(folder, {"token": auth})
-        server.start()
-        yield server, service
-        server.kill()
+        with Registry(folder, {"token": auth}) as server:
+            yield server, service
 
 
 def test_tokens(bundle: Path, tokens: tuple[Registry, TokenService], docker: Path, resolver: Resolver) -> None:

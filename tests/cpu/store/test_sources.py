@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from paiton_aot.checkpoint import open_checkpoint
 from paiton_aot.checkpoint.files import CheckpointFile
 from paiton_aot.checkpoint.inventory import checkpoint_files
 from paiton_aot.cli import main
+from paiton_aot.eval_source import open_source
 from paiton_aot.identity.file_digests import FileDigests
 from paiton_aot.progress import Progress
 from paiton_aot.sources.locate import located
@@ -22,6 +26,7 @@ from paiton_aot.sources.remote import BLOCK_BYTES, remote_file
 from paiton_artifacts.errors import (
     CheckpointFormatError,
     CheckpointNotFoundError,
+    DiskFullError,
     PaitonError,
     StoreError,
     StoreUnavailableError,
@@ -71,6 +76,27 @@ def test_tensors_are_the_same(checkpoints: Path, remote: str) -> None:
                     assert np.array_equal(found.view(np.uint8), tensor.read_rows(0, tensor.rows).view(np.uint8))
         assert not model.path.exists(), "nothing is left behind"
         assert remote_file(model.path) is None
+
+
+def test_transformers_loads_it_for_an_evaluation(checkpoints: Path, remote: str) -> None:
+    ids = [1, 5, 9]
+    for name in ("sharded", "tiny.gguf"):
+        there, here = (open_source(text, QUIET).logits(ids) for text in (f"{remote}/{name}", f"{checkpoints}/{name}"))
+        assert np.array_equal(there, here)
+
+
+def test_a_full_disk_is_said(remote: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Path.open
+
+    def full(path: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+        if mode == "r+b":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return whole(path, mode, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(DiskFullError, match=r"model.safetensors: No space left on device") as caught:
+        open_source(f"{remote}/tiny", QUIET)
+    assert "TMPDIR" in (caught.value.hint or "")
 
 
 def test_any_range_of_a_file(checkpoints: Path, remote: str) -> None:

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
-import signal
-import socket
-import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from datetime import timedelta
@@ -19,30 +14,13 @@ from pathlib import Path
 import obstore
 from obstore.store import S3Store
 
+from tests.cpu.store.server import Server, free_ports
+
 ACCESS, SECRET = "test-key", "test-secret"
 BUCKET = "paiton-test"
 
 
-def free_ports(count: int) -> list[int]:
-    """Returns ports on which nothing listens; their gRPC twins at + 10000 are free as well.
-
-    All below those that the system gives to outgoing connections, such as the server's own to its other parts.
-    """
-    ports: list[int] = []
-    while len(ports) < count:
-        port = random.randrange(10240, 22000)
-        with socket.socket() as first, socket.socket() as second:
-            try:
-                first.bind(("127.0.0.1", port))
-                second.bind(("127.0.0.1", port + 10000))
-            except OSError:
-                continue
-        if port not in ports:
-            ports.append(port)
-    return ports
-
-
-class Weed:
+class Weed(Server):
     """A server with one bucket.
 
     Args:
@@ -50,59 +28,48 @@ class Weed:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        master, volume, filer, self.port = free_ports(4)
+        super().__init__(folder)
+        self._ports = free_ports(4)
+        self.port = self._ports[-1]
         self.endpoint = f"http://127.0.0.1:{self.port}"
-        folder.mkdir(parents=True, exist_ok=True)
-        config = folder / "s3.json"
+        self._config = folder / "s3.json"
         keys = [{"accessKey": ACCESS, "secretKey": SECRET}]
         actions = ["Admin", "Read", "Write", "List", "Tagging"]
         known = {"name": "test", "credentials": keys, "actions": actions}
-        config.write_text(json.dumps({"identities": [known, {"name": "anonymous", "actions": actions}]}))
-        self._command = [
+        self._config.write_text(json.dumps({"identities": [known, {"name": "anonymous", "actions": actions}]}))
+
+    def command(self) -> list[str]:
+        """Returns the command line that runs it."""
+        master, volume, filer, s3 = self._ports
+        return [
             _executable(),
             "server",
             "-ip=127.0.0.1",
             "-ip.bind=127.0.0.1",
-            f"-dir={folder}",
+            f"-dir={self.folder}",
             f"-master.port={master}",
             f"-volume.port={volume}",
             "-filer",
             f"-filer.port={filer}",
             "-s3",
-            f"-s3.port={self.port}",
+            f"-s3.port={s3}",
             "-s3.port.iceberg=0",
             "-s3.port.lance=0",
-            f"-s3.config={config}",
+            f"-s3.config={self._config}",
             "-master.volumeSizeLimitMB=64",
             "-master.electionTimeout=1s",
             "-volume.max=100",
         ]
-        self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
-        """Starts it; returns when it takes an object."""
-        with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, cwd=self.folder)
+    def answers(self) -> bool:
+        """Whether it takes an object."""
         store = self.store("")
-        end = time.monotonic() + 60
-        while True:
-            try:
-                obstore.put(store, "ready", b"x")
-            except obstore.exceptions.BaseError as error:
-                if time.monotonic() > end or self._process.poll() is not None:
-                    raise RuntimeError((self.folder / "log").read_text()[-2000:]) from error
-                self._make_bucket(store)
-                time.sleep(0.1)
-            else:
-                return
-
-    def kill(self) -> None:
-        """Kills it: told to stop, it would take half a minute."""
-        if self._process is not None:
-            self._process.send_signal(signal.SIGKILL)
-            self._process.wait()
-            self._process = None
+        try:
+            obstore.put(store, "ready", b"x")
+        except obstore.exceptions.BaseError:
+            self._make_bucket(store)
+            return False
+        return True
 
     def forget(self, prefix: str) -> None:
         """Deletes everything below a prefix."""

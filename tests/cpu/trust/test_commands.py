@@ -130,7 +130,7 @@ def test_every_command_asks_the_policy(
     assert "is not signed" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["blobs/rank-0.bin", "code/cpu/generic.so", "tokenizer/tokenizer.json"])
+@pytest.mark.parametrize("name", ["blobs/rank-0.bin", "code/cpu/generic.so", "tokenizer/encoder.bin"])
 def test_a_boot_that_requires_a_signature_hashes_all_that_it_uses(
     signed: Path, pairs: dict[str, KeyPair], name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

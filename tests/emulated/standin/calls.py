@@ -15,10 +15,14 @@ from tests.emulated.standin.objects import (
     NOT_READY,
     UNKNOWN,
     Event,
+    Function,
     RefusedError,
 )
 
 _DISABLE_TIMING = 2
+
+MOST_THREADS = 2048
+"""Threads that a compute unit holds at once."""
 
 Handler = Callable[..., int | None]
 
@@ -75,7 +79,7 @@ class Calls(GraphCalls):
             *(self.create_graph, self.add_kernel, self.instantiate_graph, self.destroy_graph),
             *(self.upload_graph, self.launch_graph, self.destroy_executable_graph, self.can_access_peer),
             *(self.begin_capture, self.end_capture, self.graph_nodes, self.graph_edges),
-            *(self.node_type, self.kernel_node, self.node_attribute),
+            *(self.node_type, self.kernel_node, self.node_attribute, self.resident_blocks),
         )
         return dict(zip(names, handlers, strict=True))
 
@@ -181,6 +185,12 @@ class Calls(GraphCalls):
     def function(self, out: int, module: int, name: int) -> None:
         """Finds a kernel."""
         put(out, self.machine.function(module, ctypes.string_at(name).decode()))
+
+    def resident_blocks(self, out: int, function: int, threads: int, shared: int) -> None:
+        """Tells how many blocks of a kernel a compute unit holds: as many as threads and shared memory allow."""
+        model = self.machine.get(function, Function).module.device.model
+        by_memory = model.shared_bytes // shared if shared else MOST_THREADS
+        put(out, min(MOST_THREADS // threads, by_memory), ctypes.c_int)
 
     def launch_kernel(
         self, function: int, x: int, y: int, z: int, block_x: int, block_y: int, block_z: int, *rest: int

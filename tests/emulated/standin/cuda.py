@@ -49,6 +49,7 @@ _COMMON = (
     *("cuGraphUpload", "cuGraphLaunch", "cuGraphExecDestroy", "cuDeviceCanAccessPeer"),
     *("cuStreamBeginCapture_v2", "cuStreamEndCapture", "cuGraphGetNodes", "cuGraphGetEdges"),
     *("cuGraphNodeGetType", "cuGraphKernelNodeGetParams_v2", "cuGraphKernelNodeGetAttribute"),
+    "cuOccupancyMaxActiveBlocksPerMultiprocessor",
 )
 
 

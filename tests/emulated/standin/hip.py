@@ -35,6 +35,7 @@ _COMMON = (
     *("hipGraphUpload", "hipGraphLaunch", "hipGraphExecDestroy", "hipDeviceCanAccessPeer"),
     *("hipStreamBeginCapture", "hipStreamEndCapture", "hipGraphGetNodes", "hipGraphGetEdges"),
     *("hipGraphNodeGetType", "hipGraphKernelNodeGetParams", "hipGraphKernelNodeGetAttribute"),
+    "hipModuleOccupancyMaxActiveBlocksPerMultiprocessor",
 )
 
 

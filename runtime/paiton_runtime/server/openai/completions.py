@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
+from paiton_artifacts.record import dataclass
 from paiton_runtime.server.errors import ApiError
 from paiton_runtime.server.http import DONE, EventStream, HttpRequest, Response
 from paiton_runtime.server.openai.generation import Generation, Job

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 
+from paiton_artifacts.record import dataclass
 from paiton_runtime.engine.async_engine import Stream
 from paiton_runtime.engine.params import Constraint, SamplingParams, Update
 from paiton_runtime.server.errors import ApiError

@@ -13,10 +13,10 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from paiton_artifacts.errors import PaitonError, UsageError
+from paiton_artifacts.record import dataclass
 from paiton_runtime.server.errors import ApiError
 from paiton_runtime.text import TextCodec
 

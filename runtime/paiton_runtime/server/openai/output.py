@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from paiton_artifacts.record import dataclass
 from paiton_runtime.engine.params import TokenLogprobs, Update
 from paiton_runtime.server.openai.stop import StopText
 from paiton_runtime.text import TextCodec

@@ -6,13 +6,11 @@ import hashlib
 import time
 from collections.abc import Sequence
 
-from paiton_artifacts.schema import SamplingDefaults
+from paiton_artifacts.schema import NO_ADVICE
 from paiton_runtime.server.errors import ApiError
 from paiton_runtime.server.openai.grammar import Grammars
 from paiton_runtime.server.openai.tools.formats import ToolFormat, guess_format
 from paiton_runtime.server.state import Ready, ServerState
-
-NO_ADVICE = SamplingDefaults(None, None, None, None, None)
 
 
 class Serving:

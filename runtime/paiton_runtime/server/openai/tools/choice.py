@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from paiton_artifacts.record import dataclass
 from paiton_runtime.server.errors import ApiError
 from paiton_runtime.server.openai.grammar import Grammar
 from paiton_runtime.server.openai.requests import ChatRequest, NamedTool

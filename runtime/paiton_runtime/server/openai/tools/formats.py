@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
+from paiton_artifacts.record import dataclass
 from paiton_runtime.server.openai.tools.calls import CallParser, PlainText
 from paiton_runtime.server.openai.tools.hermes import CLOSE, OPEN, HermesParser, hermes_grammar
 from paiton_runtime.server.openai.tools.llama3 import TAG, Llama3Parser, llama3_grammar

@@ -1,7 +1,7 @@
 """Which registers an instruction leaves undefined when its sources are.
 
-Reading a register that was never written is a fault, with exceptions: compilers copy and pack values of which a part
-does not matter (the upper half of a pair, one value of a packed pair, the inactive lanes of a mask), and leave that
+Reading a register that was never written is a fault, with exceptions: compilers copy, pack and spill values of which a
+part does not matter (the upper half of a pair, one value of a packed pair, the inactive lanes of a mask), and leave that
 part undefined. Such instructions pass undefinedness on: their destination is undefined if all their sources are.
 """
 
@@ -47,6 +47,8 @@ _PACKS: Final = frozenset(
 )
 _OF_OTHER_LANES: Final = "s_andn2_b64"
 """With EXEC as its last operand: keeps what the inactive lanes said, which nobody may have."""
+_SPILLS: Final = "v_writelane_b32"
+"""Keeps a scalar in one lane of a vector register, whose other lanes have others."""
 _WIDE_SUMS: Final = frozenset(("v_mad_u64_u32", "v_mad_i64_i32"))
 """Also the way to a 32-bit sum: then the upper halves of the addend and of the result do not matter."""
 
@@ -70,6 +72,10 @@ def flows_of(instruction: Instruction) -> tuple[Flow, ...]:
             return ()
         instruction.reads &= ~mask
         return ((target, mask),)
+    if name == _SPILLS:
+        target, source, _ = (instruction.bits(operand) for operand in instruction.operands)
+        instruction.reads &= ~source
+        return ((target, target | source),)
     if name in _WIDE_SUMS:
         target, addend = (instruction.bits(instruction.operands[place]) for place in (0, -1))
         upper = addend & (addend - 1)

@@ -245,15 +245,21 @@ SECTIONS: dict[str, tuple[str, Callable[[Result], str]]] = {
 }
 
 
+def section(name: str, result: Result) -> str:
+    """Returns the part of the page that shows one benchmark."""
+    title, show = SECTIONS[name]
+    try:
+        return f"<section><h2>{escape(title)}</h2>{show(result)}{released(result)}</section>"
+    except KeyError as error:
+        hint = f"run `python -m benchmarks {name}` again"
+        raise SystemExit(f"{name}.json has no {error}: an older version wrote it\nhint: {hint}") from error
+
+
 def render(results: Mapping[str, Result]) -> str:
     """Returns the page of the results that are there, by name of their benchmark."""
     machines = {json.dumps(result["machine"]): result["machine"] for result in results.values()}
     where = "; ".join(f"{m['cpu']}, {m['cpus']} processors, {' '.join(m['flags'])}" for m in machines.values())
-    sections = "".join(
-        f"<section><h2>{escape(title)}</h2>{show(results[name])}{released(results[name])}</section>"
-        for name, (title, show) in SECTIONS.items()
-        if name in results
-    )
+    sections = "".join(section(name, results[name]) for name in SECTIONS if name in results)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><title>paiton-aot, measured</title>'

@@ -1,8 +1,8 @@
 """Which registers an instruction leaves undefined when its sources are.
 
-Reading a register that was never written is a fault, with exceptions: compilers copy, pack and spill values of which a
-part does not matter (the upper half of a pair, one value of a packed pair, the inactive lanes of a mask), and leave that
-part undefined. Such instructions pass undefinedness on: their destination is undefined if all their sources are.
+Reading a register that was never written is a fault, with exceptions: compilers copy, pack and spill values of which
+a part does not matter (the upper half of a pair, one value of a packed pair, the inactive lanes of a mask), and leave
+that part undefined. Such instructions pass undefinedness on: their destination is undefined if all their sources are.
 """
 
 from __future__ import annotations

@@ -15,7 +15,15 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from paiton_kernels.linear import SLICE_COLUMNS, UNIT_ROWS, WEIGHT_BYTES, check_scales, linear
+from paiton_kernels.linear import (
+    SLICE_COLUMNS,
+    STORAGE_MACROS,
+    UNIT_ROWS,
+    check_row,
+    check_scales,
+    linear,
+    storage_name,
+)
 from paiton_kernels.pack import INPUT_ARGS, INPUT_MACROS, check_input, input_name, input_scratch, scale_count
 from paiton_kernels.route import check_choice
 from paiton_kernels.spec import (
@@ -40,14 +48,12 @@ SUMS = ("STORE", "ADD")
 
 
 def _name(macros: Mapping[str, Value]) -> str:
-    k, weight = int(macros["K"]), str(macros["WEIGHT"])
-    stride = "" if macros["ROW_STRIDE"] == k * WEIGHT_BYTES[weight] else f"_s{macros['ROW_STRIDE']}"
-    blocks = f"_b{macros['SCALE_ROWS']}" if macros["SCALES"] == "BLOCK" else ""
+    stored, row = storage_name(macros)
     parts = (
-        weight.lower() + blocks,
+        stored,
         f"e{macros['EXPERTS']}_top{macros['TOP_K']}",
         f"n{macros['N']}",
-        f"k{k}{stride}",
+        row,
         input_name(macros),
         str(macros["EPILOGUE"]).lower(),
     )
@@ -55,11 +61,11 @@ def _name(macros: Mapping[str, Value]) -> str:
 
 
 def _check(macros: Mapping[str, Value]) -> str:
-    n, k, epilogue = int(macros["N"]), int(macros["K"]), macros["EPILOGUE"]
+    n, epilogue = int(macros["N"]), macros["EPILOGUE"]
     if n % (unit := UNIT_ROWS if epilogue in SUMS else 2 * UNIT_ROWS):
         return f"N is {n} with {epilogue}, not a multiple of {unit}"
-    if int(macros["ROW_STRIDE"]) < k * WEIGHT_BYTES[str(macros["WEIGHT"])]:
-        return f"ROW_STRIDE {macros['ROW_STRIDE']} is less than a row of {k} {macros['WEIGHT']}"
+    if reason := check_row(int(macros["K"]), int(macros["ROW_STRIDE"]), str(macros["WEIGHT"])):
+        return reason
     if macros["GATHER"]:
         return "GATHER is 1"
     if macros["SCALES"] == "BLOCK" and n % (int(macros["SCALE_ROWS"]) or 1):
@@ -99,10 +105,7 @@ EXPERTS = KernelSpec(
         Macro("TOP_K", "experts of a token"),
         Macro("N", "rows of each matrix"),
         Macro("K", "columns of each matrix"),
-        Macro("ROW_STRIDE", "bytes from one weight row to the next"),
-        Macro("WEIGHT", "how weights are stored", choices=("FP8", "INT8", "BF16")),
-        Macro("SCALES", "one for each weight row, or for each block", choices=("ROW", "BLOCK"), default="ROW"),
-        Macro("SCALE_ROWS", "weight rows of a block, which has 128 columns (SCALES=BLOCK)", default=0, minimum=0),
+        *STORAGE_MACROS,
         *INPUT_MACROS,
         Macro(
             "EPILOGUE",

@@ -52,20 +52,43 @@ PANEL_TOKENS = 512
 
 WEIGHT_BYTES = {"FP8": 1, "INT8": 1, "BF16": 2}
 
+STORAGE_MACROS = (
+    Macro("ROW_STRIDE", "bytes from one weight row to the next"),
+    Macro("WEIGHT", "how weights are stored", choices=("FP8", "INT8", "BF16")),
+    Macro("SCALES", "one for each weight row, or for each block", choices=("ROW", "BLOCK"), default="ROW"),
+    Macro("SCALE_ROWS", "weight rows of a block, which has 128 columns (SCALES=BLOCK)", default=0, minimum=0),
+)
+"""How a weight matrix of K columns lies in memory."""
+
+
+def storage_name(macros: Mapping[str, Value]) -> tuple[str, str]:
+    """Returns the parts of a symbol that say how weights and scales are stored, and how long rows are."""
+    k, weight = int(macros["K"]), str(macros["WEIGHT"])
+    blocks = f"_b{macros['SCALE_ROWS']}" if macros["SCALES"] == "BLOCK" else ""
+    return weight.lower() + blocks, row_name(k, int(macros["ROW_STRIDE"]), weight)
+
+
+def row_name(k: int, stride: int, weight: str) -> str:
+    """Returns the part of a symbol that says how long weight rows are: `k` elements, and `stride` bytes if more."""
+    return f"k{k}" if stride == k * WEIGHT_BYTES[weight] else f"k{k}_s{stride}"
+
+
+def check_row(k: int, stride: int, weight: str) -> str:
+    """Returns what is wrong with the stride in bytes of weight rows of `k` elements, or ""."""
+    return "" if stride >= k * WEIGHT_BYTES[weight] else f"ROW_STRIDE {stride} is less than a row of {k} {weight}"
+
 
 def _name(macros: Mapping[str, Value]) -> str:
-    k, weight = int(macros["K"]), str(macros["WEIGHT"])
-    stride = "" if macros["ROW_STRIDE"] == k * WEIGHT_BYTES[weight] else f"_s{macros['ROW_STRIDE']}"
+    stored, row = storage_name(macros)
     epilogue = str(macros["EPILOGUE"]).lower()
     if epilogue == "rope":
         epilogue += f"_q{macros['Q_HEADS']}_kv{macros['KV_HEADS']}_d{macros['HEAD_DIM']}"
         epilogue += "_kvfp8" if macros["KV"] == "FP8" else ""
     epilogue += "".join(f"_{name.lower()}" for name in ("BIAS", "SOFTCAP") if macros[name])
-    blocks = f"_b{macros['SCALE_ROWS']}" if macros["SCALES"] == "BLOCK" else ""
     parts = (
-        weight.lower() + blocks,
+        stored,
         f"n{macros['N']}",
-        f"k{k}{stride}",
+        row,
         input_name(macros),
         epilogue,
         str(macros["FORM"]).lower(),
@@ -74,11 +97,11 @@ def _name(macros: Mapping[str, Value]) -> str:
 
 
 def _check(macros: Mapping[str, Value]) -> str:
-    n, k, weight, epilogue = int(macros["N"]), int(macros["K"]), str(macros["WEIGHT"]), macros["EPILOGUE"]
+    n, epilogue = int(macros["N"]), macros["EPILOGUE"]
     if n < UNIT_ROWS:
         return f"N is {n}, less than {UNIT_ROWS}"
-    if int(macros["ROW_STRIDE"]) < k * WEIGHT_BYTES[weight]:
-        return f"ROW_STRIDE {macros['ROW_STRIDE']} is less than a row of {k} {weight}"
+    if reason := check_row(int(macros["K"]), int(macros["ROW_STRIDE"]), str(macros["WEIGHT"])):
+        return reason
     if epilogue in ("SILU", "GELU") and n % (2 * UNIT_ROWS):
         return f"N is {n} with {epilogue}, not a multiple of {2 * UNIT_ROWS}"
     if epilogue == "ROPE":
@@ -137,10 +160,7 @@ LINEAR = KernelSpec(
     macros=(
         Macro("N", "rows of the weight matrix"),
         Macro("K", "columns of the weight matrix"),
-        Macro("ROW_STRIDE", "bytes from one weight row to the next"),
-        Macro("WEIGHT", "how weights are stored", choices=("FP8", "INT8", "BF16")),
-        Macro("SCALES", "one for each weight row, or for each block", choices=("ROW", "BLOCK"), default="ROW"),
-        Macro("SCALE_ROWS", "weight rows of a block, which has 128 columns (SCALES=BLOCK)", default=0, minimum=0),
+        *STORAGE_MACROS,
         *INPUT_MACROS,
         Macro("FORM", "own packing and few rows, or packed rows in any number", choices=("DECODE", "PREFILL")),
         Macro("EPILOGUE", "what becomes of the product", choices=("STORE", "ADD", "SILU", "ROPE", "GELU")),

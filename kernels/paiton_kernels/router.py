@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from paiton_kernels.linear import DECODE_ROWS, UNIT_ROWS, WEIGHT_BYTES
+from paiton_kernels.linear import DECODE_ROWS, UNIT_ROWS, check_row, row_name
 from paiton_kernels.pack import input_scratch
 from paiton_kernels.spec import (
     COUNTS,
@@ -24,13 +24,10 @@ from paiton_kernels.spec import (
     Value,
 )
 
-_BYTES = WEIGHT_BYTES["BF16"]
-
 
 def _name(macros: Mapping[str, Value]) -> str:
-    k = int(macros["K"])
-    stride = "" if macros["ROW_STRIDE"] == k * _BYTES else f"_s{macros['ROW_STRIDE']}"
-    return f"e{macros['EXPERTS']}_k{k}{stride}{'_offset' if macros['NORM_OFFSET'] else ''}"
+    row = row_name(int(macros["K"]), int(macros["ROW_STRIDE"]), "BF16")
+    return f"e{macros['EXPERTS']}_{row}{'_offset' if macros['NORM_OFFSET'] else ''}"
 
 
 def _check(macros: Mapping[str, Value]) -> str:
@@ -38,9 +35,7 @@ def _check(macros: Mapping[str, Value]) -> str:
         return f"EXPERTS is {macros['EXPERTS']}, more than {MAX_EXPERTS}"
     if int(macros["NORM_OFFSET"]) > 1:
         return f"NORM_OFFSET is {macros['NORM_OFFSET']}, not 0 or 1"
-    if int(macros["ROW_STRIDE"]) < _BYTES * int(macros["K"]):
-        return f"ROW_STRIDE {macros['ROW_STRIDE']} is less than a row of {macros['K']} bf16"
-    return ""
+    return check_row(int(macros["K"]), int(macros["ROW_STRIDE"]), "BF16")
 
 
 def _scratch(macros: Mapping[str, Value], _max_tokens: int) -> int:

@@ -70,7 +70,8 @@ class HuggingFaceCheckpoint(Checkpoint):
             if self.outlined:
                 stored = outline_tensors(own, facts, config, str(path))
             else:
-                stored = {name: Renamed(name, opened_tensors[other]) for name, other in own.items()}
+                found = own.items()
+                stored = {n: opened_tensors[o] if n == o else Renamed(n, opened_tensors[o]) for n, o in found}
             if merged := next((name for name in stored if name.endswith(MERGED_EXPERTS)), None):
                 raise UnsupportedError(
                     f"{path} holds tensor {merged}, the matrices of all experts in one",

@@ -13,7 +13,7 @@ from paiton_aot.encoder.check import check_encoder
 from paiton_aot.encoder.content import encoder_content
 from paiton_aot.encoder.pattern import NotCoveredError
 from paiton_artifacts.limits import MAX_TOKENIZER_BYTES
-from paiton_kernels.cpu.compile import write_atomically
+from paiton_kernels.cache_file import write_atomically
 from paiton_runtime.host import LIBRARY
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from paiton_artifacts.command_line import CommandParser, run
+from paiton_runtime.budget import DEFAULT_UTILIZATION
 from paiton_runtime.commands.store_arguments import BUNDLE_HELP, add_cache, add_pull, bundle_argument, resolve_argument
 from paiton_runtime.commands.trust_arguments import add_trust
 
@@ -168,9 +169,9 @@ def _add_boot(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--gpu-memory-utilization",
         type=_share,
-        default=0.9,
+        default=DEFAULT_UTILIZATION,
         metavar="F",
-        help="share of a GPU's memory that this process may use (default: 0.9)",
+        help=f"share of a GPU's memory that this process may use (default: {DEFAULT_UTILIZATION})",
     )
     group.add_argument(
         "--verify-weights",

@@ -13,12 +13,12 @@ import importlib.metadata
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from paiton_artifacts.errors import CompilerError
 from paiton_artifacts.temporary import LockedDirectory, remove_stale
+from paiton_kernels.cache_file import write_atomically
 from paiton_kernels.cpu.elf import check_standalone
 from paiton_kernels.spec import Variant
 
@@ -158,12 +158,3 @@ def _run_compiler(
 def _first_error(stderr: bytes) -> str:
     lines = stderr.decode(errors="replace").splitlines() or ["no message"]
     return next((line for line in lines if "error:" in line), lines[0]).strip()
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file of a cache, in a folder that is made if need be; others see it whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent)
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
-    Path(temporary).replace(path)

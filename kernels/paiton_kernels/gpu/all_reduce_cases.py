@@ -9,8 +9,9 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from paiton_kernels.gpu.case_rows import within
 from paiton_kernels.gpu.comm import comm_layout
-from paiton_kernels.gpu.norm_cases import EPS, STATIC_SCALE, normed, padded
+from paiton_kernels.gpu.norm_cases import EPS, add_scales, normed
 from paiton_kernels.gpu.spec import Case, Config, Constant, Step
 
 TOKENS, LOGITS = 5, (3, 0)
@@ -69,23 +70,16 @@ def all_reduce_case(
         "semaphores": np.zeros(step.tokens, np.int32),
     }
     stream = reduced([part], x if mode == "ADD" else None, wire)
-    expected = {"x": padded(stream[:TOKENS], step.tokens), "comm_error": np.zeros(4), "semaphores": np.zeros(6)}
+    expected = {"x": within(step.tokens, stream[:TOKENS]), "comm_error": np.zeros(4), "semaphores": np.zeros(6)}
     if norm:
         arrays["weight"] = weight
         arrays["out"] = np.zeros((outputs, hidden), ml_dtypes.bfloat16 if scale == "NONE" else np.uint8)
         source = list(LOGITS) if rows == "LOGITS" else list(range(TOKENS))
         values, scales = normed(stream[source], weight, scale, offset)
-        expected["out"] = padded(values, outputs)
+        expected["out"] = within(outputs, values)
         if rows == "LOGITS":
             arrays["rows"] = np.array([*LOGITS, 0], np.int32)
-        if scale == "TENSOR":
-            arrays["out_scale"] = np.array([STATIC_SCALE], np.float32)
-        if scale == "ROW":
-            arrays["row_scale"] = np.full(outputs, 7, np.float32)
-            expected["row_scale"] = padded(scales, outputs)
-        if clear:
-            arrays["clear"] = np.full(outputs, 7, np.float32)
-            expected["clear"] = padded(np.zeros(len(source)), outputs)
+        add_scales(arrays, expected, outputs, scales, scale=scale, clear=clear)
     tolerance = {"x": "f32", "out": "bf16" if scale == "NONE" else "fp8", "row_scale": "f32"}
     tolerance |= dict.fromkeys(("clear", "comm_error", "semaphores"), "exact")
     scalars = {"eps": EPS, "rank": 0, "max_polls": 10, "channel_bytes": channel_bytes}

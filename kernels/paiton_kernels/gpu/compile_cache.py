@@ -7,13 +7,12 @@ never change, so a reader sees a whole one or none; one that is damaged neverthe
 from __future__ import annotations
 
 import hashlib
-import os
-import secrets
 from pathlib import Path
 
 import msgpack
 import zstandard
 
+from paiton_kernels.cache_file import write_atomically
 from paiton_kernels.gpu.compile_job import CompilerOutput
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
@@ -51,19 +50,3 @@ def store(folder: Path, key: str, output: CompilerOutput, scratch: Path) -> None
     fields = {name: getattr(output, name) for name in CompilerOutput.__slots__}
     packed = zstandard.compress(msgpack.packb(fields), _LEVEL)
     write_atomically(entry_path(folder, key), hashlib.sha256(packed).digest() + packed, scratch)
-
-
-def write_atomically(path: Path, content: bytes, scratch: Path | None = None) -> None:
-    """Writes a file that others see whole or not at all.
-
-    Args:
-        path: of the file; its folder exists.
-        content: of the file.
-        scratch: a directory on the same file system for the file before it has its name; by default the file's own.
-    """
-    temporary = (scratch or path.parent) / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}"
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from paiton_kernels.gpu.case_rows import within
 from paiton_kernels.gpu.devices import DEFAULT_PROFILES, PROFILES, Target
 from paiton_kernels.gpu.expert_shape import space, workspace
 from paiton_kernels.gpu.linear_cases import (
@@ -27,7 +28,6 @@ from paiton_kernels.gpu.linear_cases import (
     add_scratch,
     expected_of_gate,
     small_config,
-    within,
 )
 from paiton_kernels.gpu.route_cases import bucket_list
 from paiton_kernels.gpu.spec import Case, Config, Constant, Step

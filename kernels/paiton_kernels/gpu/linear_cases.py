@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from paiton_kernels.gpu.case_rows import within
 from paiton_kernels.gpu.devices import DEFAULT_PROFILES, PROFILES, Target
 from paiton_kernels.gpu.linear_shape import OPTIONAL, SCALE_COLUMNS, workspace
 from paiton_kernels.gpu.linear_space import space
@@ -149,13 +150,6 @@ def _quantized(values: Array) -> tuple[Array, Array, Array]:
     largest: Array = np.abs(values).max(axis=1).astype(np.float32)
     scale = largest / np.float32(E4M3_MAX)
     return round_e4m3(values.astype(np.float32) * (1 / scale)[:, None]), scale.astype(np.float64), largest
-
-
-def within(bucket: int, rows: Array) -> Array:
-    """Returns rows of a bucket, those beyond the real ones marked as not written."""
-    expected = np.full((bucket, *rows.shape[1:]), np.nan)
-    expected[: len(rows)] = rows
-    return expected
 
 
 def expected_of_gate(

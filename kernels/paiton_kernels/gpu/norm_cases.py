@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from paiton_kernels.gpu.case_rows import within
 from paiton_kernels.gpu.spec import Case, Constant, Step
 from paiton_kernels.pack import activations
 
@@ -29,9 +30,24 @@ def normed(
     return activations(stream, act=_ACT[scale], norm_weight=factor, eps=EPS, input_scale=STATIC_SCALE)
 
 
-def padded(values: NDArray[np.float64], rows: int) -> NDArray[np.float64]:
-    """Returns the values with rows of NaN appended, which mark what must not be written."""
-    return np.concatenate([values, np.full((rows - len(values), *values.shape[1:]), np.nan)])
+def add_scales(
+    arrays: dict[str, Any],
+    expected: dict[str, NDArray[np.float64]],
+    bucket: int,
+    scales: NDArray[np.float64],
+    *,
+    scale: str,
+    clear: int,
+) -> None:
+    """Adds the arguments that go with rounded rows (SCALE, CLEAR), and what they must hold for `scales`, one a row."""
+    if scale == "TENSOR":
+        arrays["out_scale"] = np.array([STATIC_SCALE], np.float32)
+    if scale == "ROW":
+        arrays["row_scale"] = np.full(bucket, 7, np.float32)
+        expected["row_scale"] = within(bucket, scales)
+    if clear:
+        arrays["clear"] = np.full(bucket, 7, np.float32)
+        expected["clear"] = within(bucket, np.zeros(len(scales)))
 
 
 def _exactly(stream: NDArray[np.float64], weight: NDArray[Any], offset: float) -> NDArray[np.float64]:
@@ -72,20 +88,13 @@ def norm_case(
         "weight": weight,
         "out": np.zeros((bucket, hidden), _STORED[out]),
     }
-    expected = {"out": padded(values, bucket)}
+    expected = {"out": within(bucket, values)}
     if part:
         arrays |= {"part": added, "part_weight": weights}
-        expected["x"] = padded(stream[source], 5) if rows == "TOKENS" else np.full((5, hidden), np.nan)
+        expected["x"] = within(5, stream[source]) if rows == "TOKENS" else np.full((5, hidden), np.nan)
     if rows == "LOGITS":
         arrays["rows"] = np.array([*source, 0], np.int32)
-    if scale == "TENSOR":
-        arrays["out_scale"] = np.array([STATIC_SCALE], np.float32)
-    if scale == "ROW":
-        arrays["row_scale"] = np.full(bucket, 7, np.float32)
-        expected["row_scale"] = padded(scales, bucket)
-    if clear:
-        arrays["clear"] = np.full(bucket, 7, np.float32)
-        expected["clear"] = padded(np.zeros(len(source)), bucket)
+    add_scales(arrays, expected, bucket, scales, scale=scale, clear=clear)
     constants: dict[str, Constant] = {
         "HIDDEN": hidden,
         "ROWS": rows,

@@ -9,8 +9,9 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from paiton_kernels.gpu.case_rows import within
 from paiton_kernels.gpu.devices import DEFAULT_PROFILES, PROFILES, Target
-from paiton_kernels.gpu.linear_cases import add_scratch, within
+from paiton_kernels.gpu.linear_cases import add_scratch
 from paiton_kernels.gpu.route_shape import space, tile_tokens, tiles, workspace
 from paiton_kernels.gpu.routes import list_bytes, list_of
 from paiton_kernels.gpu.spec import Case, Config, Constant, Step

@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from paiton_artifacts.errors import CompilerError, UnsupportedShapeError, UsageError
+from paiton_kernels.cache_file import write_atomically
 from paiton_kernels.gpu import ranking
 from paiton_kernels.gpu.compile import compile_all
-from paiton_kernels.gpu.compile_cache import write_atomically
 from paiton_kernels.gpu.compile_job import COMPILER, CompileJob
 from paiton_kernels.gpu.devices import Profile, Target
 from paiton_kernels.gpu.spec import Config, Constant, GpuKernelSpec, GpuVariant, Step

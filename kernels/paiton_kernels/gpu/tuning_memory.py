@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from paiton_kernels.gpu.compile_cache import write_atomically
+from paiton_kernels.cache_file import write_atomically
 from paiton_kernels.gpu.spec import Config, GpuKernelSpec
 
 _PACKAGE = Path(__file__).parents[1]

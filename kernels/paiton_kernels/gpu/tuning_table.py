@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from paiton_artifacts.errors import UnsupportedVersionError, UsageError
-from paiton_kernels.gpu.compile_cache import write_atomically
+from paiton_kernels.cache_file import write_atomically
 from paiton_kernels.gpu.compile_job import COMPILER
 from paiton_kernels.gpu.devices import PROFILES, Profile
 from paiton_kernels.gpu.spec import Config, GpuKernelSpec

@@ -14,6 +14,7 @@ from paiton_aot.targets.cpu.layer_input import LayerInput, norm_offset
 from paiton_aot.targets.cpu.stored_weight import StoredWeight
 from paiton_aot.targets.draft import Bucket, Draft, Io, Reference, Scratch, Weight, WorkerScratch
 from paiton_aot.targets.shape import Shape
+from paiton_aot.targets.words import GATES
 from paiton_artifacts.plan import Access
 from paiton_artifacts.schema import Tensor
 from paiton_kernels.expert_sum import EXPERT_SUM
@@ -22,9 +23,6 @@ from paiton_kernels.linear import DECODE_ROWS
 from paiton_kernels.route import ROUTE
 from paiton_kernels.router import ROUTER
 from paiton_kernels.spec import KernelSpec
-
-GATED = {"silu": "SILU", "gelu_tanh": "GELU"}
-"""The epilogues that compute a gated activation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +69,7 @@ class ExpertLaunches:
         return [
             self._router(x, written(normed)),
             self._route(),
-            self._experts(gate_up, source, GATED[self.ops.gated.activation], {"out": written(activated)}),
+            self._experts(gate_up, source, GATES[self.ops.gated.activation], {"out": written(activated)}),
             *self._down(down, LayerInput(activated), out, "ADD" if add else "STORE"),
         ]
 

@@ -26,11 +26,12 @@ from paiton_aot.program import (
     RopeKvWrite,
     Route,
 )
-from paiton_aot.targets.cpu.expert_launches import GATED, ExpertLaunches, ExpertOps
+from paiton_aot.targets.cpu.expert_launches import ExpertLaunches, ExpertOps
 from paiton_aot.targets.cpu.layer_input import LayerInput, norm_offset
 from paiton_aot.targets.cpu.stored_weight import StoredWeight
 from paiton_aot.targets.draft import Bucket, Comm, Draft, Io, Kv, RankTimes, Reference, Scratch, Weight, WorkerScratch
 from paiton_aot.targets.shape import Shape
+from paiton_aot.targets.words import GATES
 from paiton_artifacts.errors import UnsupportedShapeError
 from paiton_artifacts.layout import align_up
 from paiton_artifacts.plan import Access, LaunchFlag
@@ -256,7 +257,7 @@ class Lowering:
         width = self.shape.intermediate
         references = {"out": self._bf16(gated.out, width, Access.WRITE)}
         source = LayerInput(self._x(Access.READ), norm)
-        self._linear(op, source, {"EPILOGUE": GATED[gated.activation]}, references, {"out_stride": width})
+        self._linear(op, source, {"EPILOGUE": GATES[gated.activation]}, references, {"out_stride": width})
 
     def _linear_norm_add(self, op: Linear, norm: RmsNormAdd) -> None:
         """A block with a norm between it and its residual connection; that launch sums the ranks' parts too."""

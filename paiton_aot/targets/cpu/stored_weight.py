@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from paiton_aot.targets.draft import Reference, Weight
+from paiton_aot.targets.words import STORAGE
 from paiton_artifacts.schema import Tensor
 
-_WEIGHT_MACRO = {"fp8_e4m3fn": "FP8", "int8": "INT8", "bf16": "BF16"}
 _ACT_MACRO = {"bf16": "BF16", "fp8-static": "FP8_STATIC", "fp8-dynamic": "FP8_DYNAMIC"}
 
 
@@ -28,7 +28,7 @@ class StoredWeight:
     def macros(self) -> dict[str, str | int]:
         """Macros that say how it is stored."""
         tensor = self.tensor
-        macros: dict[str, str | int] = {"ROW_STRIDE": tensor.row_stride, "WEIGHT": _WEIGHT_MACRO[tensor.dtype]}
+        macros: dict[str, str | int] = {"ROW_STRIDE": tensor.row_stride, "WEIGHT": STORAGE[tensor.dtype]}
         return macros | ({"SCALES": "BLOCK", "SCALE_ROWS": tensor.scale_block[0]} if tensor.scale_block else {})
 
     @property

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 from paiton_aot.program import AllReduce, ExpertLinear, ExpertSum, GatedMul, RmsNorm, Route
 from paiton_aot.targets.draft import Reference, Scratch, Weight
-from paiton_aot.targets.gpu.launches import GATES, Launches
+from paiton_aot.targets.gpu.launches import Launches
 from paiton_aot.targets.gpu.operands import Activation, row_elements, weight_operands
+from paiton_aot.targets.words import GATES
 from paiton_artifacts.errors import UnsupportedShapeError
 from paiton_artifacts.plan import Access
 from paiton_kernels.gpu.expert_linear import EXPERT_LINEAR

@@ -22,7 +22,6 @@ from paiton_kernels.gpu.spec import Constant, GpuKernelSpec, Step
 QUANTIZE_TOKENS = 64
 """Up to this many tokens a linear layer quantises its input as it loads; beyond, a launch does it once for all."""
 
-GATES = {"silu": "SILU", "gelu_tanh": "GELU"}
 NO_HEADS: dict[str, Constant] = {"Q_HEADS": 0, "KV_HEADS": 0, "HEAD_DIM": 0, "KV": "BF16"}
 
 

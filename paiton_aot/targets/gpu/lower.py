@@ -37,7 +37,7 @@ from paiton_aot.targets.draft import Bucket, Io, Kv, RankTimes, Reference, Scrat
 from paiton_aot.targets.gpu.comm import LOGITS_SHARE, Sum
 from paiton_aot.targets.gpu.draft import GpuDraft
 from paiton_aot.targets.gpu.experts import ExpertBlock, emit_experts
-from paiton_aot.targets.gpu.launches import GATES, NO_HEADS, Launches
+from paiton_aot.targets.gpu.launches import NO_HEADS, Launches
 from paiton_aot.targets.gpu.operands import (
     Activation,
     head_norm_operands,
@@ -46,6 +46,7 @@ from paiton_aot.targets.gpu.operands import (
     score_constants,
 )
 from paiton_aot.targets.shape import Shape
+from paiton_aot.targets.words import GATES
 from paiton_artifacts.errors import UnsupportedShapeError
 from paiton_artifacts.plan import Access
 from paiton_artifacts.schema import Tensor
@@ -106,7 +107,7 @@ class Lowering(Launches):
                 return 2
             case _:
                 raise UnsupportedShapeError(
-                    f"no GPU kernel covers {ops[0]} where it stands", hint="order the ops as models/llama.py does"
+                    f"no GPU kernel covers {ops[0]} where it stands", hint="order the ops as models/decoder.py does"
                 )
 
     def _prologue(self) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from paiton_aot.program import Attention, RopeKvWrite
 from paiton_aot.targets.draft import Reference, Weight
+from paiton_aot.targets.words import STORAGE
 from paiton_artifacts.errors import UnsupportedShapeError
 from paiton_artifacts.layout import DTYPE_BYTES
 from paiton_artifacts.schema import Tensor
@@ -15,8 +16,6 @@ from paiton_kernels.gpu.spec import Constant
 
 Operands = tuple[dict[str, Constant], dict[str, Reference]]
 """Constants of a kernel, and arguments by name."""
-
-_STORAGE = {"fp8_e4m3fn": "FP8", "int8": "INT8", "bf16": "BF16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +60,7 @@ def weight_operands(name: str, tensors: Mapping[str, Tensor], experts: int = 1) 
         "N": weight.shape[0] // experts,
         "K": weight.shape[1],
         "ROW_STRIDE": row_elements(weight),
-        "WEIGHT": _STORAGE[weight.dtype],
+        "WEIGHT": STORAGE[weight.dtype],
     }
     references: dict[str, Reference] = {"weight": Weight(name)}
     if weight.scale:

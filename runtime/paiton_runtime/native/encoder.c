@@ -105,10 +105,6 @@ static int are_classes_sound(const struct paiton_encoder *made) {
     return 1;
 }
 
-static uint32_t length_of(const struct paiton_encoder *encoder, uint32_t token) {
-    return encoder->text_start[token + 1] - encoder->text_start[token];
-}
-
 static int are_tokens_sound(const struct paiton_encoder *made) {
     for (uint32_t i = 0; i < 256; i++)
         if (made->bytes[i] >= made->tokens && made->bytes[i] != PAITON_NO_TOKEN) return 0;
@@ -119,7 +115,7 @@ static int are_tokens_sound(const struct paiton_encoder *made) {
     for (uint32_t i = 0; i < made->added_count; i++) {
         uint32_t token = made->added[i].token;
         /* An empty one would be found everywhere. */
-        if (token >= made->tokens || length_of(made, token) == 0) return 0;
+        if (token >= made->tokens || paiton_token_length(made, token) == 0) return 0;
     }
     return 1;
 }
@@ -226,7 +222,7 @@ static uint32_t first_from(const struct paiton_encoder *encoder, uint32_t low, u
     while (low < high) {
         uint32_t middle = low + (high - low) / 2, token = encoder->added[middle].token;
         /* In a file that is not sorted, one may be shorter. */
-        if (i < length_of(encoder, token) && encoder->text[encoder->text_start[token] + i] < byte)
+        if (i < paiton_token_length(encoder, token) && encoder->text[encoder->text_start[token] + i] < byte)
             low = middle + 1;
         else
             high = middle;
@@ -241,7 +237,7 @@ static const struct paiton_added *find_added(const struct paiton_encoder *encode
     const struct paiton_added *found = NULL;
     uint32_t low = 0, high = encoder->added_count;
     for (uint32_t i = 0; i <= left; i++) {
-        for (; low < high && length_of(encoder, encoder->added[low].token) == i; low++)
+        for (; low < high && paiton_token_length(encoder, encoder->added[low].token) == i; low++)
             if ((encoder->added[low].flags & PAITON_SECOND_PASS) == pass) found = &encoder->added[low];
         if (low == high || i == left) break;
         low = first_from(encoder, low, high, i, at[i]);
@@ -266,7 +262,7 @@ static int add_pass(struct encoding *encoding, uint32_t pass, uint32_t at, uint3
         error = pass ? add_piece(encoding, 0, rest, at) : add_pass(encoding, PAITON_SECOND_PASS, rest, at);
         if (error) break;
         encoding->tokens[encoding->count++] = added->token;
-        uint32_t behind = text->start[at] + length_of(encoder, added->token);
+        uint32_t behind = text->start[at] + paiton_token_length(encoder, added->token);
         while (at < end && text->start[at] < behind) at++;
         rest = at;
     }

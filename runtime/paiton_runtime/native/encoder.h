@@ -59,6 +59,10 @@ struct paiton_encoder {
     uint64_t text_size;
 };
 
+static inline uint32_t paiton_token_length(const struct paiton_encoder *encoder, uint32_t token) {
+    return encoder->text_start[token + 1] - encoder->text_start[token];
+}
+
 /* A text, as characters. */
 struct paiton_text {
     const uint8_t *bytes;

@@ -65,7 +65,7 @@ static struct paiton_candidate pop(struct paiton_candidate *heap, uint32_t *coun
 
 static int compare_text(const struct paiton_encoder *encoder, uint32_t token, const uint8_t *word, uint32_t size) {
     const uint8_t *text = encoder->text + encoder->text_start[token];
-    uint32_t length = encoder->text_start[token + 1] - encoder->text_start[token];
+    uint32_t length = paiton_token_length(encoder, token);
     for (uint32_t i = 0; i < length && i < size; i++)
         if (text[i] != word[i]) return text[i] < word[i] ? -1 : 1;
     return length < size ? -1 : length > size;

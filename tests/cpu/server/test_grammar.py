@@ -100,6 +100,32 @@ def test_a_json_object_is_any_object() -> None:
     assert codec.encode("[")[0] not in allowed(make().mask())
 
 
+@pytest.mark.parametrize(
+    ("between", "size"),
+    [("", 0), (" ", 1), ("\n" + 20 * " ", 21), ("\r\n\t\t", 4), ("\n\n", 1), (100 * " ", 4), ("\n" + 100 * " ", 41)],
+)
+def test_whitespace_in_json_is_bounded(between: str, size: int) -> None:
+    """A model that repeats itself cannot fill its answer with blank lines; pretty-printed JSON remains possible."""
+    call = ToolFormat("llama3_json").grammar([{"name": "f", "parameters": {"type": "object"}}], many=False)
+    sources = {"json": ('{"type": "object"}', "{"), "lark": (call, '{"name": "f", "parameters": {')}
+    for kind, (source, start) in sources.items():
+        constraint = compile_grammar(kind, source)()
+        codec = make_codec()
+        for token in codec.encode(start):
+            constraint.advance(token)
+        accepted = 0
+        for token in codec.encode(between):
+            if token not in allowed(constraint.mask()):
+                break
+            constraint.advance(token)
+            accepted += 1
+        assert accepted == size, kind
+
+
+def test_a_schema_may_be_true() -> None:
+    assert walk(compile_grammar("json", "true")(), random.Random(1), make_codec())
+
+
 def test_when_it_is_complete_only_the_end_is_left() -> None:
     constraint = compile_grammar("choice", '["a"]')()
     constraint.advance(make_codec().encode("a")[0])

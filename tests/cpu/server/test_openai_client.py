@@ -258,7 +258,8 @@ def test_structured_output(client: openai.OpenAI, name: str) -> None:
         "additionalProperties": False,
     }
     wanted: Any = {"type": "json_schema", "json_schema": {"name": "city", "schema": schema, "strict": True}}
-    done = client.chat.completions.create(model=name, messages=MESSAGES, response_format=wanted, max_tokens=80, n=2)
+    fields: Any = {"model": name, "messages": MESSAGES, "response_format": wanted, "max_tokens": 400}
+    done = client.chat.completions.create(**fields, n=2, seed=1)
     for choice in done.choices:
         value = json.loads(choice.message.content or "")
         assert set(value) == {"city", "size"}

@@ -37,6 +37,10 @@ MAX_KEPT = 64
 MAX_WAITING = 32
 """Compilations that may wait."""
 
+WHITESPACE = {"whitespace_pattern": r"[ \t]{0,4}(\r?\n[ \t]{0,40})?"}
+"""What may stand between two tokens of JSON, as llguidance's option: a line's end and an indentation. Without a bound,
+a small model that has begun to write blank lines does so until its answer is cut off."""
+
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
@@ -204,7 +208,7 @@ def to_llguidance(grammar: Grammar) -> str:
     from llguidance import LLMatcher, grammar_from  # noqa: PLC0415  (57 ms, for constrained output only)
 
     if grammar.kind == "json":
-        return str(LLMatcher.grammar_from_json_schema(grammar.source))
+        return str(LLMatcher.grammar_from_json_schema(json.dumps(with_whitespace(json.loads(grammar.source)))))
     if grammar.kind == "choice":
         return str(LLMatcher.grammar_from_lark("start: " + " | ".join(map(lark_text, json.loads(grammar.source)))))
     if grammar.kind == "grammar":
@@ -215,6 +219,11 @@ def to_llguidance(grammar: Grammar) -> str:
 def lark_text(text: str) -> str:
     """Returns a text as a literal of llguidance's Lark dialect, which reads JSON's escapes."""
     return json.dumps(text, ensure_ascii=False)
+
+
+def with_whitespace(schema: Any) -> Any:  # noqa: ANN401  (JSON)
+    """Returns a schema that bounds whitespace, unless it says itself what llguidance is to do."""
+    return {"x-guidance": WHITESPACE, **schema} if isinstance(schema, dict) else schema
 
 
 def json_text(schema: Any) -> str:  # noqa: ANN401  (JSON)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from paiton_artifacts.record import dataclass, field
+from paiton_runtime.server.openai.grammar import with_whitespace
 
 
 def _call_id() -> str:
@@ -79,7 +80,8 @@ def call_rule(function: dict[str, Any], key: str) -> str:
     """
     head = f'{{"name": {json.dumps(function["name"], ensure_ascii=False)}, "{key}": '
     schema = function.get("parameters") or {"type": "object"}
-    return f"{json.dumps(head, ensure_ascii=False)} %json {json.dumps(schema, ensure_ascii=False)} {json.dumps('}')}"
+    arguments = json.dumps(with_whitespace(schema), ensure_ascii=False)
+    return f"{json.dumps(head, ensure_ascii=False)} %json {arguments} {json.dumps('}')}"
 
 
 def call_rules(functions: Sequence[dict[str, Any]], key: str) -> str:

@@ -112,11 +112,15 @@ EXPERT_CASES = (
 
 
 EMULATED_CASES = (
-    *(Case(model, "bf16 to fp8", "hip:gfx942", 1) for model in MODELS if model not in (*_ROPE_ONLY, "qwen3-moe")),
+    *(Case(model, "bf16 to fp8", "hip:gfx942", 1) for model in MODELS),
     Case("gemma3", _QUANTIZED[0], "hip:gfx942", 1),
 )
-"""Of tests/emulated/test_models.py: every architecture but the one below, and in FP8 the one with most of what Llama
-has not."""
+"""Of tests/emulated/test_models.py: every architecture, and in FP8 the one with most of what Llama has not."""
+
+EMULATED_RANK_CASES = tuple(
+    Case(model, "bf16 to fp8", "hip:gfx942", tp) for model in MODELS if model not in _ROPE_ONLY for tp in (2, 4)
+)
+"""Of tests/emulated/test_rank_models.py."""
 
 EMULATED_EXPERT_CASES = (
     Case("mixtral", FP8_FORMATS["autofp8"], "hip:gfx942", 1),
@@ -135,6 +139,7 @@ def all_cases() -> tuple[Case, ...]:
         + FORMAT_CASES
         + EXPERT_CASES
         + EMULATED_CASES
+        + EMULATED_RANK_CASES
         + EMULATED_EXPERT_CASES
         + EMULATED_FORMAT_CASES
     )

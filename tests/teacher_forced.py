@@ -13,12 +13,13 @@ from paiton_runtime.model import Chunk, Model
 
 
 def logits_of(model: Model, ids: Sequence[int]) -> NDArray[np.float32]:
-    """Returns logits [len(ids), vocab_size] f32, computed in steps of at most `max_requests` tokens."""
-    memory = model.manifest.memory[0]
+    """Returns logits [len(ids), vocab_size] f32, computed in steps as large as the plans are."""
+    memory = model.memory
+    size = min(memory.max_requests, memory.max_tokens)
     blocks = list(range(-(-len(ids) // memory.kv_block_tokens)))
     rows = []
-    for start in range(0, len(ids), memory.max_requests):
-        tokens = list(ids[start : start + memory.max_requests])
+    for start in range(0, len(ids), size):
+        tokens = list(ids[start : start + size])
         result = model.step([Chunk(tokens, start, blocks, logits="all")])
         rows += [np.array(np.frombuffer(result.logits(row), np.float32)) for row in range(len(tokens))]
     return np.stack(rows)

@@ -36,7 +36,6 @@ from paiton_runtime.drivers.hip import HipLibrary
 from paiton_runtime.drivers.meetings import check_resident
 from paiton_runtime.goldens import check_golden
 from paiton_runtime.model import Chunk, Model, Sampling, StepResult
-from tests.architectures import make
 from tests.conftest import CHECKPOINT_MAKER, Cache, make_checkpoints
 from tests.emulated.conftest import MakeHip
 from tests.emulated.standin.hip import MI300X, HipStandIn
@@ -49,8 +48,6 @@ LIMITS = ("--max-num-batched-tokens", "16")
 GPU = ("--target", "hip:gfx942", "--candidates", "1")
 MODES = {2: "fp8", 4: "bf16", 8: "fp8"}
 """Activations of the bundle for so many ranks."""
-
-ARCHITECTURES = Path(__file__).parents[1] / "architectures.py"
 
 MakeRanks = Callable[[int], HipStandIn]
 
@@ -190,23 +187,6 @@ def test_the_golden_check_finds_ranks_that_agree_on_another_token(
         first = share.count // model.memory.max_requests
         with pytest.raises(GoldenMismatchError, match=rf"golden 0, step 0: ranks agree on \[{first}\], logits say"):
             check_golden(model, model.manifest.goldens[0], "golden 0")
-
-
-def test_ranks_share_a_model_with_norms_behind_its_blocks(
-    cache: Cache, build_bundle: Callable[..., Path], make_ranks: MakeRanks
-) -> None:
-    """Gemma 3: a block's sum over ranks is normalised before it is added to the residual stream."""
-
-    def save(folder: Path) -> None:
-        make("gemma3", folder)
-
-    checkpoint = cache.folder("gemma3-for-ranks-hf", save, (ARCHITECTURES, CHECKPOINT_MAKER))
-    bundle = build_bundle("gemma3-gpu-tp2", checkpoint, *GPU, *LIMITS, "--tp", "2")
-    make_ranks(2)
-    with boot(bundle, BootOptions(target="cpu", golden_check=False)) as model:
-        reference = logits_of(model, IDS[:8])
-    with boot(bundle, BootOptions(executor="launch", kv_tokens=64)) as model:
-        check(logits_of(model, IDS[:8]), reference, "bf16")
 
 
 def impatient(plans: Iterator[Plan], kernels: Mapping[str, Kernel]) -> Iterator[Plan]:

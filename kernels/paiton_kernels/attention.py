@@ -19,11 +19,14 @@ from paiton_kernels.spec import (
     Value,
 )
 
-ITEM_ROWS = 48
+ITEM_ROWS = 192
 """Query rows (tokens x heads) that share one pass over K and V, unless the group itself is larger."""
 
 GROUP_TOKENS = 64
 """Positions that a softmax takes at a time."""
+
+LANES = 16
+"""Sums of weights of a row, at most: as many as a vector has lanes."""
 
 
 def _name(macros: Mapping[str, Value]) -> str:
@@ -43,7 +46,7 @@ def _check(macros: Mapping[str, Value]) -> str:
 def _scratch(macros: Mapping[str, Value], _max_tokens: int) -> int:
     group = int(macros["Q_HEADS"]) // int(macros["KV_HEADS"])
     rows, head_dim = -(-max(ITEM_ROWS, group) // 4) * 4, int(macros["HEAD_DIM"])
-    return 4 * (2 * rows * head_dim + 2 * GROUP_TOKENS * head_dim + 3 * rows)
+    return 4 * (2 * rows * head_dim + 2 * GROUP_TOKENS * head_dim + (LANES + 2) * rows)
 
 
 ATTENTION = KernelSpec(

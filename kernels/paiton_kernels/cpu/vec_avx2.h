@@ -13,7 +13,6 @@
 #define TILE_TOKENS 6
 #define X_BLOCK_BYTES (512 << 10)
 #define X_VECTORS 0
-#define ROW_TILE 4
 #define PREFETCH(address) _mm_prefetch((const char *)(address), _MM_HINT_T0)
 
 typedef __m256 vf;

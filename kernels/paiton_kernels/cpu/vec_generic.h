@@ -10,7 +10,6 @@
 #define TILE_TOKENS 4      /* activation rows of a panel's tile, at most; it has two vectors of weight rows */
 #define X_BLOCK_BYTES (256 << 10) /* packed activations that meet a panel while they stay in the second cache */
 #define X_VECTORS 4 /* vectors of activations that stay in registers while weight rows pass */
-#define ROW_TILE 4 /* query rows that attention keeps in registers */
 #define PREFETCH(address) __builtin_prefetch(address)
 
 typedef float vf __attribute__((vector_size(16)));

@@ -9,7 +9,6 @@
 #define TILE_TOKENS 12
 #define X_BLOCK_BYTES (1 << 20)
 #define X_VECTORS 8
-#define ROW_TILE 8
 #define PREFETCH(address) _mm_prefetch((const char *)(address), _MM_HINT_T0)
 
 typedef __m512 vf;

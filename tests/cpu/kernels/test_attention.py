@@ -22,7 +22,7 @@ K_SCALE, V_SCALE = 0.25, 0.5
 
 @dataclass
 class Case:
-    """A step of several requests: `chunks` holds (first position, tokens) of each."""
+    """A step of several requests: `chunks` holds (first position, tokens) of each, `spread` multiplies the queries."""
 
     q_heads: int
     kv_heads: int
@@ -31,6 +31,7 @@ class Case:
     kv: str = "BF16"
     window: int = 0
     softcap: float = 0.0
+    spread: float = 1.0
 
     def __post_init__(self) -> None:
         rng = np.random.default_rng(self.q_heads * 1000 + self.head_dim)
@@ -38,7 +39,7 @@ class Case:
         self.positions = np.concatenate([np.arange(start, start + n) for start, n in self.chunks]).astype(np.int32)
         blocks = int(self.positions.max()) // 16 + 1
         self.block_tables = rng.permutation(blocks * len(self.chunks)).astype(np.int32).reshape(-1, blocks)
-        self.q = bf16_bits(rng.standard_normal((len(self.positions), self.q_heads, self.head_dim)))
+        self.q = bf16_bits(self.spread * rng.standard_normal((len(self.positions), self.q_heads, self.head_dim)))
         history = (len(self.chunks), blocks * 16, self.kv_heads, self.head_dim)
         if self.kv == "FP8":
             self.k, self.v = rng.choice(FINITE, history), rng.choice(FINITE, history)
@@ -133,6 +134,9 @@ CASES = [
     Case(6, 2, 64, ((0, 1), (77, 1), (12, 60)), kv="FP8", window=20),
     Case(3, 3, 96, ((30, 20), (0, 20)), softcap=0.5),
     Case(40, 1, 32, ((9, 35),), window=1),
+    Case(9, 3, 64, ((130, 70),), spread=40.0),
+    Case(8, 1, 32, ((250, 13), (300, 1), (0, 30)), kv="FP8", spread=10.0),
+    Case(12, 1, 256, ((60, 9), (127, 1)), window=50, spread=5.0),
 ]
 
 

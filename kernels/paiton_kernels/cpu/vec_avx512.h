@@ -17,32 +17,50 @@ INLINE void element_store(void *p, element_vector v) { vf_store(p, v); }
 INLINE element_vector element_broadcast(const void *p) { return vf_set1(*(const float *)p); }
 INLINE vf dot(vf acc, element_vector w, element_vector x) { return vf_fma(w, x, acc); }
 
-/* Widens 32 even and 32 odd two-byte elements. They go through memory: a load that widens needs no shuffle, and the
- * shuffle port is what limits decoding. */
-#define WIDEN(even, odd, widen)                                                                                       \
-    ({                                                                                                                \
-        __m512i halves[2] = {even, odd};                                                                              \
-        __asm__("" : "+m"(halves));                                                                                   \
-        const __m256i *h = (const __m256i *)halves;                                                                   \
-        (block){{widen(h[0]), widen(h[1]), widen(h[2]), widen(h[3])}};                                                \
-    })
+/* 64 one-byte weights on their way to f32: 32 even and 32 odd ones of two bytes. They go through memory, since a load
+ * that widens needs no shuffle, and the shuffle port is what limits decoding. */
+#define STAGED
+typedef struct { __m512i even, odd; } staged;
 
-INLINE block block_fp8(const uint8_t *w)
+INLINE void stage_fp8(const uint8_t *w, staged *to)
 {
-    const __m512i mask = _mm512_set1_epi16((short)0xbf80);
-    __m512i bytes = _mm512_loadu_si512(w);
-    __m512i even = _mm512_and_si512(_mm512_srai_epi16(_mm512_slli_epi16(bytes, 8), 1), mask);
-    __m512i odd = _mm512_and_si512(_mm512_srai_epi16(bytes, 1), mask);
-    return WIDEN(even, odd, _mm512_cvtph_ps);
+    const __m512i mask = _mm512_set1_epi16((short)0xbf80), bytes = _mm512_loadu_si512(w);
+    to->even = _mm512_and_si512(_mm512_srai_epi16(_mm512_slli_epi16(bytes, 8), 1), mask);
+    to->odd = _mm512_and_si512(_mm512_srai_epi16(bytes, 1), mask);
+    __asm__("" : "+m"(*to));
+}
+
+INLINE void stage_int8(const uint8_t *w, staged *to)
+{
+    const __m512i bytes = _mm512_loadu_si512(w);
+    to->even = _mm512_srai_epi16(_mm512_slli_epi16(bytes, 8), 8);
+    to->odd = _mm512_srai_epi16(bytes, 8);
+    __asm__("" : "+m"(*to));
 }
 
 INLINE __m512 int16_to_f32(__m256i x) { return _mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(x)); }
 
+#define WIDEN(from, widen)                                                                                            \
+    ({                                                                                                                \
+        const __m256i *h = (const __m256i *)(from);                                                                   \
+        (block){{widen(h[0]), widen(h[1]), widen(h[2]), widen(h[3])}};                                                \
+    })
+
+INLINE block staged_fp8(const staged *from) { return WIDEN(from, _mm512_cvtph_ps); }
+INLINE block staged_int8(const staged *from) { return WIDEN(from, int16_to_f32); }
+
+INLINE block block_fp8(const uint8_t *w)
+{
+    staged half_way;
+    stage_fp8(w, &half_way);
+    return staged_fp8(&half_way);
+}
+
 INLINE block block_int8(const uint8_t *w)
 {
-    __m512i bytes = _mm512_loadu_si512(w);
-    __m512i even = _mm512_srai_epi16(_mm512_slli_epi16(bytes, 8), 8), odd = _mm512_srai_epi16(bytes, 8);
-    return WIDEN(even, odd, int16_to_f32);
+    staged half_way;
+    stage_int8(w, &half_way);
+    return staged_int8(&half_way);
 }
 
 INLINE block block_bf16(const uint8_t *w)

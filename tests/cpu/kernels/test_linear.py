@@ -231,6 +231,7 @@ CASES = [
     Case(40, 100, 2, weight="BF16"),
     Case(35, 100, 2, weight="INT8", epilogue="ADD"),
     Case(96, 1536, 8, input="BF16", epilogue="ADD"),
+    Case(32, 2900, 7, weight="INT8"),
     Case(96, 192, 7, epilogue="SILU"),
     Case(64, 192, 4, epilogue="SILU", weight="BF16"),
     Case(48, 192, 6, weight="INT8"),

@@ -1,9 +1,13 @@
 """Seconds of a step on the cpu target, from what its plan does and what each kind of work costs on one machine.
 
-A step's plan is summed up in a few amounts (bytes of weights, multiply-adds, launches), and its time is their sum, each
-times a rate. Rates are fitted on measured steps, by least squares of relative errors without negative rates; they hold
-for one machine, instruction-set level and number of threads. Steps of other sizes and models follow from the same
-rates: `python -m benchmarks predict` says how well.
+A step's plan is summed up in a few amounts (seconds of reading weights, multiply-adds, launches), and its time is their
+sum, each times a rate. Rates are fitted on measured steps, by least squares of relative errors without negative rates;
+they hold for one machine, instruction-set level and number of threads. Steps of other sizes and models follow from the
+same rates: `python -m benchmarks predict` says how well.
+
+How fast weights are read depends on how many bytes a step goes through: a step finds again in the caches what the step
+before left there. So their reading is not counted in bytes but in the seconds that the machine takes to plainly read
+as many bytes again and again, which is measured by itself (`Reading`).
 """
 
 from __future__ import annotations
@@ -21,17 +25,18 @@ from paiton_kernels.spec import Value, Variant
 
 AMOUNTS = (
     "launches",
-    "decode: bytes of FP8 or INT8 weights",
-    "decode: bytes of bf16 weights",
+    "decode: seconds of reading weights",
+    "decode: weights converted",
     "decode: multiply-adds",
-    "decode: outputs",
     "prefill: weights converted",
     "prefill: multiply-adds",
-    "attention: multiply-adds",
-    "rows: elements",
+    "attention of one token: multiply-adds",
+    "attention of more: multiply-adds",
 )
-"""What a step is summed up in; all but the first and the last are of linear layers and of attention."""
+"""What a step is summed up in; decode and prefill are the two forms of linear layers."""
 
+_BYTES = "bytes of weights"
+_DECODE_BYTES = "decode: bytes of weights"
 _ROUNDS = 2000
 
 
@@ -60,20 +65,41 @@ class Batch:
         return self.requests * sum(self.context + index + 1 for index in range(self.tokens))
 
 
-def amounts(plan: Plan, variants: Mapping[str, Variant], batch: Batch) -> NDArray[np.float64]:
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How fast one machine reads the same bytes again and again.
+
+    Attributes:
+        sizes: bytes, ascending.
+        seconds: that one pass over so many bytes takes.
+    """
+
+    sizes: Sequence[float]
+    seconds: Sequence[float]
+
+    def seconds_of(self, size: float) -> float:
+        """Returns the seconds of a pass over `size` bytes: seconds a byte lie on a line between measured sizes."""
+        rates = [seconds / own for own, seconds in zip(self.sizes, self.seconds, strict=True)]
+        return size * float(np.interp(size, self.sizes, rates))
+
+
+def amounts(plan: Plan, variants: Mapping[str, Variant], batch: Batch, reading: Reading) -> NDArray[np.float64]:
     """Returns what a step does, in the order of `AMOUNTS`.
 
     Args:
         plan: that the step runs, of family "forward".
         variants: the kernels of the cpu target, by symbol.
         batch: what the step holds.
+        reading: of the machine.
     """
-    total = dict.fromkeys(AMOUNTS, 0.0)
+    total = dict.fromkeys((*AMOUNTS, _BYTES, _DECODE_BYTES), 0.0)
     for segment in plan.segments:
         for launch in segment.launches:
             for name, amount in _of_launch(variants[launch.symbol], batch).items():
                 total[name] += segment.repeat * amount
             total["launches"] += segment.repeat
+    share = total[_DECODE_BYTES] / total[_BYTES] if total[_BYTES] else 0.0
+    total["decode: seconds of reading weights"] = share * reading.seconds_of(total[_BYTES])
     return np.array([total[name] for name in AMOUNTS])
 
 
@@ -81,9 +107,9 @@ def _of_launch(variant: Variant, batch: Batch) -> dict[str, float]:
     macros = variant.macros
     rows = batch.requests if macros.get("GATHER") else batch.rows
     if variant.spec.family == "attention":
-        return {"attention: multiply-adds": 2.0 * int(macros["Q_HEADS"]) * int(macros["HEAD_DIM"]) * batch.visible}
-    if variant.spec.family == "pack":
-        return {"rows: elements": float(rows * int(macros["K"]))}
+        name = "attention of one token" if batch.tokens == 1 else "attention of more"
+        products = 2.0 * int(macros["Q_HEADS"]) * int(macros["HEAD_DIM"]) * batch.visible
+        return {f"{name}: multiply-adds": products}
     if variant.spec.family == "experts":
         return _of_experts(macros, rows)
     return _of_matrix(macros, 1, rows, panels=macros["FORM"] == "PREFILL") if variant.spec.family == "linear" else {}
@@ -97,18 +123,13 @@ def _of_experts(macros: Mapping[str, Value], tokens: int) -> dict[str, float]:
 
 
 def _of_matrix(macros: Mapping[str, Value], matrices: float, rows: int, *, panels: bool) -> dict[str, float]:
-    n, k, weight = int(macros["N"]), int(macros["K"]), str(macros["WEIGHT"])
-    if panels:
-        return {
-            "prefill: weights converted": matrices * n * k,
-            "prefill: multiply-adds": float(rows * n * k),
-            "rows: elements": float(rows * n),
-        }
-    name = "decode: bytes of bf16 weights" if weight == "BF16" else "decode: bytes of FP8 or INT8 weights"
+    n, k = int(macros["N"]), int(macros["K"])
+    form, size = "prefill" if panels else "decode", matrices * n * k * WEIGHT_BYTES[str(macros["WEIGHT"])]
     return {
-        name: matrices * n * k * WEIGHT_BYTES[weight],
-        "decode: multiply-adds": float(rows * n * k),
-        "decode: outputs": float(rows * n),  # each a sum over a vector's lanes, however short its row
+        f"{form}: weights converted": matrices * n * k,
+        f"{form}: multiply-adds": float(rows * n * k),
+        _BYTES: size,
+        _DECODE_BYTES: 0.0 if panels else size,
     }
 
 

@@ -13,6 +13,11 @@ from paiton_runtime.engine.blocks import ROOT, block_key
 from paiton_runtime.engine.params import Constraint, SamplingParams, TokenLogprobs, Update
 
 
+PRIORITY_SECONDS = 30.0
+"""How much later a request may come and still be served before one of the next lower priority. Were priorities strict,
+requests of a lower one would wait for as long as others keep coming."""
+
+
 class Status(Enum):
     """Where a request is."""
 
@@ -32,7 +37,7 @@ class Request:
         limit: tokens to generate at most.
         eos: the model's end-of-sequence tokens.
         deliver: takes updates.
-        priority: lower ones are served first.
+        priority: lower ones are served first; see `sort_key`.
         constraint: what may be sampled, if not everything.
         leader: a request with the same prompt that computes it first.
         order: number of its arrival.
@@ -111,9 +116,9 @@ class Request:
         return count if self.unscored else int(count == self.remaining)
 
     @property
-    def sort_key(self) -> tuple[int, int]:
-        """Priority first, then first come, first served; a preempted request keeps its place."""
-        return self.priority, self.order
+    def sort_key(self) -> tuple[float, int]:
+        """First come, first served, a level of priority counting as seconds; a preempted request keeps its place."""
+        return self.arrived + PRIORITY_SECONDS * self.priority, self.order
 
     def chunk(self, count: int) -> Chunk:
         """Returns the next `count` positions; the last one's logits are sampled if nothing remains behind it.

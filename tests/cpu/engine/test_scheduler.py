@@ -173,6 +173,19 @@ def test_first_come_first_served_within_a_priority() -> None:
     assert [request.order for request in simulation.finished] == [1, 3, 0, 2]
 
 
+def test_a_low_priority_waits_for_later_requests_for_a_limited_time() -> None:
+    scheduler = prepared(requests=1)
+    low = make_request(0, [1], 1, priority=2)
+    later = [make_request(1 + i, [1], 1) for i in range(6)]
+    for i, request in enumerate(later):
+        request.arrived = 20.0 * i
+    for request in (low, *later):
+        scheduler.add(request)
+    simulation = Simulation(scheduler)
+    run(simulation, 7)
+    assert [request.order for request in simulation.finished] == [1, 2, 3, 0, 4, 5, 6]  # two levels count as 60 seconds
+
+
 def test_decoding_goes_on_while_a_long_prompt_is_computed() -> None:
     scheduler = prepared()
     short, long = make_request(0, [1], 20), make_request(1, [2] * 24, 1)

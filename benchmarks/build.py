@@ -3,7 +3,8 @@
 - *cold*: no compiled kernel, no digest and no bundle is kept from before. `gpu_build` has the kernels alone.
 - *unchanged*: the same command again, which finds its bundle in the build cache.
 - *sharding*: a checkpoint of some gigabytes, not in the page cache, to ranks: its bytes over the seconds of reading,
-  quantising and writing, beside threads that only read it.
+  quantising, writing and digesting, beside threads that only read it. `with_disk` counts the last stage, too, which
+  waits until all of it lies on the disk.
 """
 
 from __future__ import annotations
@@ -96,6 +97,7 @@ def sharding(scratch: Path, layers: int, ranks: int, runs: int) -> dict[str, Any
         "ranks": ranks,
         "read_gigabytes_per_second": reading,
         "convert_gigabytes_per_second": rates,
+        "with_disk_gigabytes_per_second": summary([size / (each["convert"] + each["write"]) / 1e9 for each in stages]),
         "share_of_reading": rates["median"] / reading["median"],
         "digest_gigabytes_per_second": size / first["seconds"]["identify"] / 1e9,
         "stages": stages[0],

@@ -1,4 +1,4 @@
-"""Weight loads into memory, beside plain pread loops with as many threads and loaders of others: cold, cached, tmpfs.
+"""Weight loads into memory, beside plain pread loops with `--threads` and loaders of others: cold, cached, tmpfs.
 
 A round runs every contender once, in turn, on a file in the same state; the bar is the best plain loop. Peers that fill
 memory which is there already are compared with `load`, those that allocate theirs with `load, own memory`, which does

@@ -31,6 +31,7 @@ from paiton_aot.checkpoint.base import NUMPY_DTYPES, Checkpoint, SourceTensor, T
 from paiton_aot.convert import write_tensors
 from paiton_aot.lower import Lowered, lower
 from paiton_aot.options import BuildOptions
+from paiton_aot.quantize import Quantizer
 from paiton_artifacts.writer import BundleWriter
 
 TP = 8
@@ -96,7 +97,8 @@ def convert(folder: Path, layers: int) -> dict[str, Any]:
             files = [stack.enter_context(writer.create_blob(0))]
             files += [stack.enter_context(Path(os.devnull).open("wb", buffering=0)) for _ in range(TP - 1)]
             files[0].truncate(lowered.blob_bytes)
-            write_tensors(checkpoint, lowered.specs, table, files, lambda _count: None)
+            quantizer = Quantizer(BuildOptions().cache_dir)
+            write_tensors(checkpoint, lowered.specs, table, files, quantizer, lambda _count: None)
         converted, busy = time.perf_counter() - started, time.process_time() - before
         started = time.perf_counter()
         blob = writer.finish_blob(0, lowered.blob_bytes, lowered.tensors)

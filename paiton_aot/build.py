@@ -24,11 +24,13 @@ from paiton_aot.identity.inputs import Inputs, identify
 from paiton_aot.lower import Lowered, lower
 from paiton_aot.options import CPU, BuildOptions
 from paiton_aot.progress import Progress
+from paiton_aot.quantize import Quantizer
+from paiton_artifacts.digest import GrowingDigests
 from paiton_artifacts.kernel_table import encode_kernel_table
 from paiton_artifacts.layout import FORMAT_MINOR, PROVENANCE_NAME, RUNTIME_ABI, SBOM_NAME
 from paiton_artifacts.plan import Plan, encode_plan
 from paiton_artifacts.schema import Blob, CodeObject, HubSource, Manifest, PlanFile, SpecialToken, Tokenizer
-from paiton_artifacts.writer import BundleWriter
+from paiton_artifacts.writer import BundleWriter, blob_chunks
 from paiton_kernels.cpu.compile import COMPILER, LEVELS, compile_level
 
 if TYPE_CHECKING:
@@ -155,7 +157,7 @@ def _write(
         result.gpus = build_gpus(lowered, options, progress)
         code += tuple(_write_archive(writer, gpu) for gpu in result.gpus)
     with result.stage("convert"):
-        blobs = _obtain_blobs(writer, checkpoint, lowered, options.tp, progress, stages)
+        blobs = _obtain_blobs(writer, checkpoint, lowered, options, progress, stages)
     with result.stage("plan"):
         made = [*lowered.cpu.plans, *(plan for gpu in result.gpus for plan in gpu.plans)]
         plans = tuple(_write_plan(writer, plan) for plan in made)
@@ -214,38 +216,43 @@ def _obtain_blobs(
     writer: BundleWriter,
     checkpoint: Checkpoint,
     lowered: Lowered,
-    tp: int,
+    options: BuildOptions,
     progress: Progress,
     stages: BlobStages | None,
 ) -> tuple[Blob, ...]:
     """Takes the blobs from where they are kept, else converts them and keeps them."""
     if stages is None:
-        return _write_blobs(writer, checkpoint, lowered, tp, progress)
-    taken = stages.take(writer, tp, lowered.blob_bytes, lowered.tensors)
+        return _write_blobs(writer, checkpoint, lowered, options, progress)
+    taken = stages.take(writer, options.tp, lowered.blob_bytes, lowered.tensors)
     if taken is not None:
         progress.event("resumed", "convert: weights converted before are used again", stage="convert")
         return taken
-    blobs = _write_blobs(writer, checkpoint, lowered, tp, progress)
+    blobs = _write_blobs(writer, checkpoint, lowered, options, progress)
     stages.keep(writer, blobs, lowered.tensors)
     return blobs
 
 
 def _write_blobs(
-    writer: BundleWriter, checkpoint: Checkpoint, lowered: Lowered, tp: int, progress: Progress
+    writer: BundleWriter, checkpoint: Checkpoint, lowered: Lowered, options: BuildOptions, progress: Progress
 ) -> tuple[Blob, ...]:
+    ranks, size, quantizer = range(options.tp), lowered.blob_bytes, Quantizer(options.cache_dir)
     table = {tensor.name: tensor for tensor in lowered.tensors}
     total = source_bytes(checkpoint, lowered)
+    chunks = blob_chunks(size, lowered.tensors)
     with ExitStack() as stack:
-        files = [stack.enter_context(writer.create_blob(rank)) for rank in range(tp)]
+        files = [stack.enter_context(writer.create_blob(rank)) for rank in ranks]
         for file in files:
-            file.truncate(lowered.blob_bytes)
+            file.truncate(size)
+        pool = stack.enter_context(ThreadPoolExecutor(len(os.sched_getaffinity(0)), "paiton-digest"))
+        digests = [GrowingDigests(file.fileno(), chunks, pool) for file in files]
         with progress.bar("convert", total, "B") as advance:
-            write_tensors(checkpoint, lowered.specs, table, files, advance)
-    with progress.bar("digest", tp, "rank") as advance:
-        blobs = []
-        for rank in range(tp):
-            blobs.append(writer.finish_blob(rank, lowered.blob_bytes, lowered.tensors))
-            advance(1)
+            settled = lambda rank, end: digests[rank].settle(end)  # noqa: E731
+            write_tensors(checkpoint, lowered.specs, table, files, quantizer, advance, settled)
+        with progress.bar("digest", options.tp, "rank") as advance:
+            blobs = []
+            for rank in ranks:
+                blobs.append(writer.finish_blob(rank, size, lowered.tensors, digests[rank]))
+                advance(1)
     return tuple(blobs)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
 from paiton_artifacts.layout import CHUNK_BYTES
 
@@ -49,6 +51,32 @@ def sha256_of_ranges(
             if progress is not None:
                 progress(size)
             yield digest
+
+
+class GrowingDigests:
+    """SHA-256 of ranges of a file that is being written: of each as soon as its bytes are final.
+
+    Args:
+        descriptor: the file, open for reading.
+        ranges: what to digest, in order.
+        pool: threads that do it.
+    """
+
+    def __init__(self, descriptor: int, ranges: Sequence[Range], pool: Executor) -> None:
+        self._descriptor = descriptor
+        self._waiting = deque(ranges)
+        self._pool = pool
+        self._digests: list[Future[str | None]] = []
+
+    def settle(self, end: int) -> None:
+        """Tells that all bytes before `end` are final."""
+        while self._waiting and sum(self._waiting[0]) <= end:
+            self._digests.append(self._pool.submit(sha256_of_range, self._descriptor, *self._waiting.popleft()))
+
+    def finish(self) -> list[str | None]:
+        """Returns the digests in order, once all bytes are final; None for ranges behind the end of the file."""
+        self.settle(sys.maxsize)
+        return [digest.result() for digest in self._digests]
 
 
 def cut_chunks(size: int, boundaries: Sequence[int], limit: int = CHUNK_BYTES) -> list[Range]:

@@ -8,12 +8,13 @@ import errno
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
 from paiton_artifacts import container
-from paiton_artifacts.digest import cut_chunks, sha256_of_ranges
+from paiton_artifacts.digest import GrowingDigests, Range, cut_chunks
 from paiton_artifacts.errors import (
     DiskFullError,
     FileSizeError,
@@ -66,6 +67,8 @@ class BundleWriter:
         self._force = force
         self._temporary: LockedDirectory | None = None
         self._made_parents: list[Path] = []  # innermost first
+        self._pool = ThreadPoolExecutor(1, "paiton-sync")
+        self._syncs: dict[int, Future[None]] = {}  # by rank
         self._check_output()
 
     @property
@@ -86,6 +89,7 @@ class BundleWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._pool.shutdown(cancel_futures=True)
         if self._temporary is not None:
             with _full_disk(self.path):
                 self._temporary.remove()
@@ -117,7 +121,7 @@ class BundleWriter:
     def create_blob(self, rank: int) -> BinaryIO:
         """Creates the blob of a rank; returns it open, unbuffered, for os.pwrite at any offset.
 
-        Bytes that are never written are zeros. Close it before `finish_blob`.
+        Bytes that are never written are zeros. Write nothing after `finish_blob`.
         """
         with _full_disk(self.path):
             return self._create(_blob_path(rank))
@@ -129,13 +133,16 @@ class BundleWriter:
             path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def finish_blob(self, rank: int, size: int, tensors: Sequence[Tensor]) -> Blob:
-        """Pads a blob with zeros, makes it durable and digests it in chunks.
+    def finish_blob(
+        self, rank: int, size: int, tensors: Sequence[Tensor], digests: GrowingDigests | None = None
+    ) -> Blob:
+        """Pads a blob with zeros and digests it in chunks; it is made durable beside what follows, until `commit`.
 
         Args:
             rank: of the blob.
             size: its final size in bytes, a multiple of EXTENT_ALIGNMENT.
             tensors: by offset; chunks end where a tensor starts, if possible.
+            digests: of these chunks, begun while the blob was written: see `blob_chunks`.
 
         Raises:
             ManifestError: the size is misaligned.
@@ -151,14 +158,14 @@ class BundleWriter:
                 raise FileSizeError(f"blob {path!r}: {written} bytes written of {size}", hint=_BUG)
             if written < size:  # a blob that is shared with a cache is whole, and read-only
                 os.truncate(self.directory / path, size)
-            os.fsync(file.fileno())
-            ranges = cut_chunks(size, [tensor.offset for tensor in tensors])
-            chunks = []
-            with contextlib.closing(sha256_of_ranges(file.fileno(), ranges)) as digests:
-                for (offset, length), digest in zip(ranges, digests, strict=True):
-                    if digest is None:
-                        raise FileSizeError(f"blob {path!r} became shorter while it was digested", hint="build again")
-                    chunks.append(Chunk(offset, length, digest))
+            ranges = blob_chunks(size, tensors)
+            with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+                digests = GrowingDigests(file.fileno(), ranges, pool) if digests is None else digests
+                found = digests.finish()
+            if None in found:
+                raise FileSizeError(f"blob {path!r} became shorter while it was digested", hint="build again")
+            chunks = [Chunk(*where, digest or "") for where, digest in zip(ranges, found, strict=True)]
+        self._syncs[rank] = self._pool.submit(_sync, self.directory / path)
         return Blob(rank, path, size, tuple(chunks))
 
     def write_manifest(self, manifest: Manifest) -> FileEntry:
@@ -195,14 +202,16 @@ class BundleWriter:
         if not (directory / MANIFEST_NAME).exists():
             raise ManifestError("commit without a manifest", hint="call write_manifest first")
         with _full_disk(self.path):
+            for sync in self._syncs.values():
+                sync.result()
             for folder, _, _ in os.walk(directory):
-                _sync_directory(Path(folder))
+                _sync(Path(folder))
             self._check_output()
             replaced = self._rename(directory)
             # The lock file moves with the directory: while it lay in the temporary place it had to be there.
             (self.path / LOCK_NAME).unlink()
-            _sync_directory(self.path)
-            _sync_directory(self.path.parent)
+            _sync(self.path)
+            _sync(self.path.parent)
             if self._temporary is not None:
                 self._temporary.renamed()
                 self._temporary = None
@@ -252,6 +261,11 @@ class BundleWriter:
             )
 
 
+def blob_chunks(size: int, tensors: Sequence[Tensor]) -> list[Range]:
+    """Returns the chunks that a blob is digested in."""
+    return cut_chunks(size, [tensor.offset for tensor in tensors])
+
+
 def _blob_path(rank: int) -> str:
     return f"blobs/rank-{rank}.bin"
 
@@ -286,8 +300,8 @@ def _write_all(file: BinaryIO, data: bytes) -> None:
         view = view[file.write(view) :]
 
 
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 from collections import Counter
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
 
 from paiton_aot.sources.remote import remote_file
 from paiton_artifacts.errors import CheckpointError, CheckpointFormatError
+from paiton_runtime.loader import CACHED_SHARE, open_direct, residency
 
 MAX_JSON_BYTES = 64 << 20
 """Largest configuration, index or tokenizer file that is parsed (the largest tokenizers in use have 35 MB)."""
@@ -21,6 +24,12 @@ MAX_NAME = 1024
 
 MAX_READ = 1 << 30
 """One read of Linux returns at most 2 GiB - 4 KiB."""
+
+DIRECT_ALIGNMENT = 4096
+"""Of addresses, offsets and sizes of reads around the page cache; no block device wants more."""
+
+DIRECT_BYTES = 1 << 20
+"""Reads of so many bytes, or more, go around the page cache if the file is not in it."""
 
 AGAIN = "the file is damaged or incomplete: fetch it again"
 
@@ -44,6 +53,8 @@ class CheckpointFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._descriptor = -1
+        self._direct: int | None = None
+        self._lock = Lock()
         self._remote = remote_file(path)
         if self._remote is not None:
             self.size = self._remote.size
@@ -66,14 +77,30 @@ class CheckpointFile:
         # Before anything is allocated: sizes come from the file itself.
         if offset + size > self.size:
             raise self._short(offset, size)
+        if size >= DIRECT_BYTES and (direct := self._around_cache()) >= 0:
+            return self._read_direct(direct, offset, size)
         buffer = np.empty(size, np.uint8)
         if self._remote is not None:
             self._remote.read_into(offset, buffer.data)
             return buffer
+        self._fill(self._descriptor, buffer, offset, size)
+        return buffer
+
+    def _read_direct(self, descriptor: int, offset: int, size: int) -> NDArray[np.uint8]:
+        """Reads whole pages around the wanted bytes, which takes a tenth of a buffered read's processor time."""
+        before = offset % DIRECT_ALIGNMENT
+        needed = -(-(before + size) // DIRECT_ALIGNMENT) * DIRECT_ALIGNMENT
+        memory = np.empty(needed + DIRECT_ALIGNMENT, np.uint8)
+        first = -memory.ctypes.data % DIRECT_ALIGNMENT
+        self._fill(descriptor, memory[first : first + needed], offset - before, before + size)
+        return memory[first + before :][:size]
+
+    def _fill(self, descriptor: int, buffer: NDArray[np.uint8], offset: int, size: int) -> None:
+        """Fills a buffer with bytes from `offset`: at least `size` of them."""
         done = 0
         while done < size:
             try:
-                count = os.preadv(self._descriptor, [buffer[done : done + MAX_READ].data], offset + done)
+                count = os.preadv(descriptor, [buffer[done : done + MAX_READ].data], offset + done)
             except OSError as error:
                 raise CheckpointFormatError(
                     f"reading {self.path} at offset {offset + done} failed: {error.strerror}", hint="check the disk"
@@ -81,7 +108,18 @@ class CheckpointFile:
             if not count:
                 raise self._short(offset, size)
             done += count
-        return buffer
+
+    def _around_cache(self) -> int:
+        """Returns a descriptor for reads around the page cache; -1 where they do not work or the cache has the file.
+
+        Found out at the first large read: before that, the whole file may have been read for its digest.
+        """
+        with self._lock:
+            if self._direct is None:
+                self._direct = -1
+                if self._remote is None and residency(self._descriptor, self.size) < CACHED_SHARE:
+                    self._direct = _that_reads(open_direct(self._descriptor))
+            return self._direct
 
     def _short(self, offset: int, size: int) -> CheckpointFormatError:
         return CheckpointFormatError(
@@ -90,9 +128,22 @@ class CheckpointFile:
 
     def close(self) -> None:
         """Closes the file; may be called again."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        for descriptor in (self._descriptor, -1 if self._direct is None else self._direct):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._descriptor = self._direct = -1
+
+
+def _that_reads(direct: int) -> int:
+    """Returns a descriptor for reads around the page cache, or -1 where the file system refuses those."""
+    if direct >= 0:
+        with mmap.mmap(-1, DIRECT_ALIGNMENT) as page:
+            try:
+                os.preadv(direct, [page], 0)
+            except OSError:
+                os.close(direct)
+                return -1
+    return direct
 
 
 def read_small_file(path: Path) -> bytes:

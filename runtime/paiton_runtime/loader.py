@@ -148,7 +148,8 @@ class ReadSettings:
 
     Attributes:
         threads: readers in all, shared out among the devices, at least one each. Disk arrays need as many reads in
-            flight to be quick, and a device's link as many copying threads to be full.
+            flight to be quick, and a device's link as many copying threads to be full. Cached files go to host memory
+            with one for each processor at most.
         slot_bytes: of one read and one copy; a multiple of 4096 for O_DIRECT.
         slots: pinned slots of a reader: with two, one is filled while the other is copied. All rings together have
             threads * slots * slot_bytes bytes, and pinning takes about a second for 5 GB.
@@ -182,6 +183,17 @@ def residency(descriptor: int, size: int, *, portable: bool = False) -> float:
     if status:
         raise StoreError(f"asking which pages of a file are cached failed: {os.strerror(-status)}")
     return resident.value / pages.value if pages.value else 1.0
+
+
+def open_direct(descriptor: int) -> int:
+    """Returns a second descriptor of an open file, for reads around the page cache; -1 where there are none.
+
+    The file is opened anew, because O_DIRECT belongs to what a descriptor and its duplicates share.
+    """
+    try:
+        return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+    except OSError:
+        return -1
 
 
 def load(
@@ -250,9 +262,13 @@ class _Job:
             for number, extent in enumerate(self._extents):
                 extent.sha256 = ctypes.addressof(self._digests) + number * SHA256_BYTES
         self._lanes = (Lane * len(lanes))()
+        threads = settings.threads
+        if not self._devices and all(source.cached for source in self._sources):
+            # Nobody waits for a disk: more threads than processors only take turns.
+            threads = min(threads, len(os.sched_getaffinity(0)))
         first = 0
         for lane, (ordinal, members) in zip(self._lanes, lanes.items(), strict=True):
-            lane.extent_first, lane.readers = first, -(-settings.threads // len(lanes))
+            lane.extent_first, lane.readers = first, -(-threads // len(lanes))
             lane.extent_count = sum(len(_parts(file, verify=verify)) for file, _ in members)
             first += lane.extent_count
             if self._devices:
@@ -318,10 +334,8 @@ def _source(file: FileLoad, direct: bool | None, cleanup: ExitStack) -> Source:
     share = residency(file.descriptor, file.size)
     descriptor = -1
     if direct or (direct is None and share < CACHED_SHARE):
-        # Opened anew, because O_DIRECT belongs to what a descriptor and its duplicates share. Not every file system
-        # has it: then the page cache it is.
-        with suppress(OSError):
-            descriptor = os.open(f"/proc/self/fd/{file.descriptor}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+        descriptor = open_direct(file.descriptor)
+        if descriptor >= 0:
             cleanup.callback(os.close, descriptor)
     return Source(fd=file.descriptor, direct_fd=descriptor, cached=share == 1)
 

@@ -8,6 +8,13 @@ INLINE float float_of(uint32_t x) { return __builtin_bit_cast(float, x); }
 
 INLINE float bf16_to_f32(uint16_t x) { return float_of((uint32_t)x << 16); }
 
+/* Of finite values. The exponent is put right by a product, which is exact, subnormals included. */
+INLINE float f16_to_f32(uint16_t x)
+{
+    float magnitude = float_of((uint32_t)(x & 0x7fffu) << 13) * 0x1p112f;
+    return float_of(bits_of(magnitude) | (uint32_t)(x & 0x8000u) << 16);
+}
+
 /* Round to nearest even; NaN stays NaN. */
 INLINE uint16_t f32_to_bf16(float x)
 {

@@ -49,6 +49,8 @@ struct job {
     struct reader *readers;
     bool *busy;           /* of all readers */
     atomic_bool *refused; /* [files]: the file system refused a direct read */
+    uint8_t **maps;       /* [files]: where it is mapped, to be copied to host memory; null: it is read */
+    uint64_t *map_bytes;  /* [files] */
     atomic_bool failed;
     pthread_mutex_t lock; /* of what `result` says about the failure */
     int status;
@@ -205,7 +207,11 @@ static bool load_span(struct reader *self, const struct span *span) {
         if (unwanted(self->job)) return false;
         struct span piece = {extent, at, size};
         uint8_t *memory = self->ring ? free_slot(self, &piece) : (uint8_t *)(uintptr_t)(extent->address + at);
-        if (!memory || !read_bytes(self, extent->file, extent->offset + at, memory, size)) return false;
+        if (!memory) return false;
+        const uint8_t *map = self->job->maps[extent->file];
+        if ((!map || paiton_copy_mapped(map + extent->offset + at, memory, size)) &&
+            !read_bytes(self, extent->file, extent->offset + at, memory, size))
+            return false;
         if (extent->sha256) paiton_sha256_update(&hash, memory, size);
         if (self->ring && !send_slot(self, &piece, extent->address + at, size)) return false;
         self->bytes += size;
@@ -238,13 +244,39 @@ static void *reader_main(void *argument) {
     return NULL;
 }
 
+/* Maps the files that the page cache holds, if they go to host memory: then copying takes less than reading. */
+static void map_cached(struct job *job) {
+    const struct paiton_load *load = job->load;
+    if (load->driver) return;
+    for (uint64_t i = 0; i < load->extent_count; i++) {
+        const struct paiton_extent *extent = &load->extents[i];
+        uint64_t end = extent->offset + extent->size;
+        const struct paiton_source *source = &load->files[extent->file];
+        if (source->cached && source->direct_fd < 0 && end > job->map_bytes[extent->file])
+            job->map_bytes[extent->file] = end;
+    }
+    for (uint32_t file = 0; file < load->file_count; file++) {
+        void *map = NULL;
+        if (job->map_bytes[file] && !paiton_map_file(load->files[file].fd, job->map_bytes[file], &map))
+            job->maps[file] = map;
+    }
+}
+
+static void unmap(struct job *job) {
+    for (uint32_t file = 0; job->maps && file < job->load->file_count; file++)
+        if (job->maps[file]) paiton_unmap(job->maps[file], job->map_bytes[file]);
+}
+
 static bool prepare(struct job *job, uint32_t readers) {
     const struct paiton_load *load = job->load;
     job->lanes = calloc(load->lane_count, sizeof *job->lanes);
     job->readers = calloc(readers, sizeof *job->readers);
     job->busy = calloc((size_t)readers * load->slots, sizeof *job->busy);
     job->refused = calloc(load->file_count, sizeof *job->refused);
-    if (!job->lanes || !job->readers || !job->busy || !job->refused) return false;
+    job->maps = calloc(load->file_count, sizeof *job->maps);
+    job->map_bytes = calloc(load->file_count, sizeof *job->map_bytes);
+    if (!job->lanes || !job->readers || !job->busy || !job->refused || !job->maps || !job->map_bytes) return false;
+    map_cached(job);
     struct reader *reader = job->readers;
     bool *busy = job->busy;
     for (uint32_t i = 0; i < load->lane_count; i++) {
@@ -309,6 +341,9 @@ int paiton_load(const struct paiton_load *load, struct paiton_load_result *resul
         for (uint32_t i = 0; i < load->lane_count; i++) pthread_mutex_destroy(&job.lanes[i].lock);
     }
     pthread_mutex_destroy(&job.lock);
+    unmap(&job);
+    free(job.map_bytes);
+    free(job.maps);
     free(job.refused);
     free(job.busy);
     free(job.readers);

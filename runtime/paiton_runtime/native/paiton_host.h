@@ -107,6 +107,9 @@ PAITON_EXPORT int paiton_map_anonymous(uint64_t size, void **address);
 PAITON_EXPORT int paiton_unmap(void *address, uint64_t size);
 PAITON_EXPORT int paiton_populate(int fd, void *address, uint64_t size, uint32_t threads, _Atomic int32_t *stop);
 
+/* Copies from the mapping of a cached file; fails where the kernel does not first bring in the pages of both. */
+int paiton_copy_mapped(const void *from, void *to, uint64_t size);
+
 /* Weights. A load reads extents of files into host memory, or through pinned slots to devices. */
 
 #define PAITON_NOT_READY 600 /* hipErrorNotReady, CUDA_ERROR_NOT_READY */

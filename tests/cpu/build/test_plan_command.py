@@ -16,7 +16,7 @@ from paiton_aot.checkpoint import open_checkpoint
 from paiton_aot.lower import lower
 from paiton_aot.options import BuildOptions
 from paiton_aot.predict.boot import boot_ledger
-from paiton_aot.predict.cpu import AMOUNTS, Batch, amounts, fit, predict
+from paiton_aot.predict.cpu import AMOUNTS, Batch, Reading, amounts, fit, predict
 from paiton_aot.predict.limits import all_reduce_seconds, limits_of
 from paiton_aot.targets.cpu import plans as cpu_plans
 from paiton_aot.targets.representative import representative
@@ -132,12 +132,13 @@ def test_rates_are_found_again_and_predict_another_step(outlined: Path) -> None:
         cpu = lower(checkpoint, OPTIONS).cpu
     variants = {variant.symbol: variant for variant in cpu.variants}
     forward = sorted((p for p in cpu.plans if p.family == "forward"), key=lambda plan: plan.tokens)
+    reading = Reading([1e6, 1e9], [1e-5, 0.1])
 
     def step(batch: Batch) -> Any:
         plan = next(p for p in forward if p.tokens >= batch.rows and p.requests >= batch.requests)
-        return amounts(plan, variants, batch)
+        return amounts(plan, variants, batch, reading)
 
-    truth = np.array([1e-6, 1e-10, 1e-10, 1e-11, 1e-10, 1e-10, 1e-11, 1e-11, 0.0])
+    truth = np.array([1e-6, 0.7, 4e-11, 1e-11, 1e-10, 1e-11, 1e-11, 1e-11])
     assert len(truth) == len(AMOUNTS)
     known = [
         step(Batch(requests, tokens, context))
@@ -148,6 +149,26 @@ def test_rates_are_found_again_and_predict_another_step(outlined: Path) -> None:
     assert (rates >= 0).all()
     other = step(Batch(2, 8, 100))
     assert predict(other, rates) == pytest.approx(float(other @ truth), rel=0.05)
+
+
+def test_reading_follows_the_caches_between_measured_sizes() -> None:
+    reading = Reading([10.0, 30.0], [10.0, 90.0])  # 1 and 3 seconds a byte
+    assert [reading.seconds_of(size) for size in (4, 10, 20, 30, 100)] == [4, 10, 40, 90, 300]
+
+
+def test_a_step_reads_the_weights_of_its_decode_form_at_the_speed_of_all_that_it_goes_through(tmp_path: Path) -> None:
+    with open_checkpoint(tiny_llama(tmp_path)) as checkpoint:
+        cpu = lower(checkpoint, BuildOptions(weights="bf16", max_num_batched_tokens=64)).cpu
+    variants = {variant.symbol: variant for variant in cpu.variants}
+    head, layers = 2 * 384 * 128, 2 * 2 * 128 * (128 + 2 * 64 + 128 + 3 * 256)
+    reading = Reading([head, head + layers], [head, 2 * (head + layers)])
+    found = {}
+    for tokens in (1, 64):
+        plan = next(p for p in cpu.plans if p.family == "forward" and p.tokens == tokens)
+        found[tokens] = dict(zip(AMOUNTS, amounts(plan, variants, Batch(1, tokens, 0), reading), strict=True))
+    assert found[1]["decode: seconds of reading weights"] == pytest.approx(2 * (head + layers))
+    assert found[64]["decode: seconds of reading weights"] == pytest.approx(2 * head)
+    assert found[64]["prefill: multiply-adds"] == 64 * layers / 2
 
 
 def test_predictions_go_with_a_plan(outlined: Path) -> None:

@@ -17,6 +17,7 @@ from paiton_aot.cli import main
 from paiton_aot.convert import write_tensors
 from paiton_aot.lower import Lowered, lower
 from paiton_aot.options import BuildOptions
+from paiton_aot.quantize import Quantizer
 from paiton_artifacts.errors import TensorValueError
 from paiton_artifacts.schema import Tensor
 from tests.fp8_checkpoints import FORMATS, INPUT_SCALE, K_SCALE, V_SCALE, configure, dequantized, quantized
@@ -38,7 +39,8 @@ class Blobs:
             files = [stack.enter_context(path.open("w+b")) for path in paths]
             for file in files:
                 file.truncate(self.lowered.blob_bytes)
-            write_tensors(checkpoint, self.lowered.specs, self.tensors, files, lambda _: None)
+            quantizer = Quantizer(options.cache_dir)
+            write_tensors(checkpoint, self.lowered.specs, self.tensors, files, quantizer, lambda _: None)
             self._bytes = [path.read_bytes() for path in paths]
 
     def stored(self, rank: int, tensor: Tensor) -> NDArray[np.float32]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from paiton_aot.build import check_tensors
 from paiton_aot.checkpoint import open_checkpoint
 from paiton_aot.lower import Lowered, lower
-from paiton_aot.predict.cpu import AMOUNTS, Batch, amounts
+from paiton_aot.predict.cpu import AMOUNTS, Batch, Reading, amounts
 from paiton_artifacts.errors import (
     CheckpointFormatError,
     MissingTensorError,
@@ -143,11 +143,11 @@ def test_experts_in_every_fp8_format(name: str, source_of: Sources, tmp_path: Pa
 def test_a_step_is_predicted_to_read_the_experts_that_it_uses(source_of: Sources) -> None:
     cpu = _lowered(source_of(PLAIN), PLAIN).cpu
     variants = {variant.symbol: variant for variant in cpu.variants}
-    read = AMOUNTS.index("decode: bytes of bf16 weights")
+    read = AMOUNTS.index("decode: seconds of reading weights")
 
     def bytes_of(tokens: int) -> float:
         plan = next(plan for plan in cpu.plans if plan.family == "forward" and plan.tokens == tokens)
-        return float(amounts(plan, variants, Batch(tokens, 1, 0))[read])
+        return float(amounts(plan, variants, Batch(tokens, 1, 0), Reading([1.0], [1.0]))[read])
 
     expert, rest = 3 * 128 * 128, 3 * (256 + 128) * 128 + 3 * 256 * 128 + 320 * 128
     assert bytes_of(1) == pytest.approx(2 * (2 * 4 * expert + rest))

@@ -245,9 +245,12 @@ def _write_blobs(
             file.truncate(size)
         pool = stack.enter_context(ThreadPoolExecutor(len(os.sched_getaffinity(0)), "paiton-digest"))
         digests = [GrowingDigests(file.fileno(), chunks, pool) for file in files]
+
+        def settle(rank: int, end: int) -> None:
+            digests[rank].settle(end)
+
         with progress.bar("convert", total, "B") as advance:
-            settled = lambda rank, end: digests[rank].settle(end)  # noqa: E731
-            write_tensors(checkpoint, lowered.specs, table, files, quantizer, advance, settled)
+            write_tensors(checkpoint, lowered.specs, table, files, quantizer, advance, settle)
         with progress.bar("digest", options.tp, "rank") as advance:
             blobs = []
             for rank in ranks:

@@ -12,7 +12,6 @@ from paiton_runtime.batch import Chunk, Sampling
 from paiton_runtime.engine.blocks import ROOT, block_key
 from paiton_runtime.engine.params import Constraint, SamplingParams, TokenLogprobs, Update
 
-
 PRIORITY_SECONDS = 30.0
 """How much later a request may come and still be served before one of the next lower priority. Were priorities strict,
 requests of a lower one would wait for as long as others keep coming."""

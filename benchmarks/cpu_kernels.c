@@ -1,17 +1,28 @@
-/* Loops around kernels, and the two limits to hold them against: read bandwidth and arithmetic. */
+/* Loops around kernels, whose workers keep to their own shares here, and the two limits to hold them against: read
+ * bandwidth and arithmetic. */
 #include <immintrin.h>
 #include <stdint.h>
 
 #define EXPORT __attribute__((visibility("default")))
 
-typedef void kernel(const void *args, uint32_t worker, uint32_t workers);
+#define MAX_WORKERS 64
+
+struct share { _Alignas(64) uint64_t taken; };
+
+typedef void kernel(const void *args, uint32_t worker, uint32_t workers, struct share *shares);
 
 /* Calls `run` for `count` argument structs of `bytes` bytes, `rounds` times over. */
 EXPORT void call_all(kernel *run, const uint8_t *args, uint64_t bytes, uint64_t count, uint64_t rounds, uint32_t worker,
                      uint32_t workers)
 {
+    struct share shares[MAX_WORKERS];
+    if (workers > MAX_WORKERS) __builtin_trap();
+    for (uint32_t i = 0; i < workers; i++) shares[i].taken = UINT32_MAX; /* nothing left for others */
     for (uint64_t round = 0; round < rounds; round++)
-        for (uint64_t i = 0; i < count; i++) run(args + i * bytes, worker, workers);
+        for (uint64_t i = 0; i < count; i++) {
+            shares[worker].taken = 0;
+            run(args + i * bytes, worker, workers, shares);
+        }
 }
 
 /* Reads `bytes` (a multiple of 512) `rounds` times. */

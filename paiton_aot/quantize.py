@@ -106,7 +106,7 @@ class Quantizer:
         values = {name: array.ctypes.data for name, array in zip(("codes", "scales"), results, strict=False)}
         values |= {"x": rows.ctypes.data, "refused": refused.ctypes.data}
         values |= {"rows": block.shape[0], "cols": block.shape[1]}
-        _KERNEL(self._code.symbol(variant.symbol))(variant.pack(values), 0, 1)
+        _KERNEL(self._code.symbol(variant.symbol))(variant.pack(values), 0, 1, None)
         return not refused[0]
 
 
@@ -120,7 +120,7 @@ def _bad_value(bad: NDArray[np.bool_], name: str, first_row: int, what: str) -> 
     return TensorValueError(f"tensor {name} holds {what} at [{position}]", hint="fetch or export the checkpoint again")
 
 
-_KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_uint32, ctypes.c_uint32)
+_KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_void_p)
 
 
 @cache

@@ -10,7 +10,7 @@ FORMAT_MAJOR = 1
 FORMAT_MINOR = 1
 """Minor version: later ones only add fields that an older reader may ignore."""
 
-RUNTIME_ABI = 2
+RUNTIME_ABI = 3
 """Version of what code objects and plans expect of their executor (calling convention, regions, flags, io fields)."""
 
 EXTENT_ALIGNMENT = 2 << 20

@@ -51,6 +51,7 @@ def _scratch(macros: Mapping[str, Value], _max_tokens: int) -> int:
 
 ATTENTION = KernelSpec(
     family="attention",
+    shared=True,
     args=(
         COUNTS,
         Arg("q", "bf16*", "bf16[T][Q_HEADS*HEAD_DIM], after RoPE"),

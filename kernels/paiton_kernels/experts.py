@@ -88,6 +88,7 @@ def _scratch(macros: Mapping[str, Value], max_tokens: int) -> int:
 
 EXPERTS = KernelSpec(
     family="experts",
+    shared=True,
     args=(
         COUNTS,
         Arg("chosen", "i32*", "i32[T][TOP_K] written by `route`"),

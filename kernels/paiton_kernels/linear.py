@@ -134,6 +134,7 @@ def _scratch(macros: Mapping[str, Value], _max_tokens: int) -> int:
 
 LINEAR = KernelSpec(
     family="linear",
+    shared=True,
     args=(
         COUNTS,
         *INPUT_ARGS,

@@ -118,6 +118,7 @@ class KernelSpec:
         name: the readable part of a symbol after the family; different macros must give different names.
         check: returns why the family cannot do these macros, or "".
         scratch: bytes of private scratch that one worker needs for a step of `max_tokens` tokens.
+        shared: the function takes its workers as a `struct team`, whose units they share as they come.
     """
 
     family: str
@@ -126,6 +127,7 @@ class KernelSpec:
     name: Name
     check: Check = _no_check
     scratch: Scratch = _no_scratch
+    shared: bool = False
 
     def variant(self, **macros: Value) -> Variant:
         """Returns the variant with these macros.
@@ -230,10 +232,13 @@ class Variant:
             fields.append(
                 f".{macro.name} = " + (f"{family}_{macro.name}_{value}".upper() if macro.choices else f"{value}")
             )
+        workers = "(struct team){worker, workers, shares, 0}" if self.spec.shared else "worker, workers"
         return (
-            f"KERNEL void {self.symbol}(const struct {family}_args *a, uint32_t worker, uint32_t workers) {{\n"
+            f"KERNEL void {self.symbol}(const struct {family}_args *a, "
+            f"uint32_t worker, uint32_t workers, struct share *shares) {{\n"
+            f"    (void)shares;\n"
             f"    const struct {family}_params p = {{{', '.join(fields)}}};\n"
-            f"    {family}(a, worker, workers, p);\n}}\n"
+            f"    {family}(a, {workers}, p);\n}}\n"
         )
 
 

@@ -4,6 +4,7 @@
  * their order are the same whichever rows accompany it: groups begin at multiples of 64, scores add columns in order,
  * sums add positions in order, and exponentials are added in as many sums as a vector has lanes, then as a tree. */
 #include "attention_softmax.h"
+#include "team.h"
 
 #define ITEM_ROWS 192
 #define ITEMS_EACH 4  /* items that a worker gets at least, if a full tile does not need more rows than that leaves */
@@ -155,18 +156,15 @@ INLINE void attend_few(const struct attention_args *a, const struct attention_pa
     }
 }
 
-/* Many tokens: chunks of tokens times KV heads. Later chunks cost more, so they are dealt to and fro: who gets the
- * cheapest item of a round gets the dearest of the next. */
+/* Many tokens: chunks of tokens times KV heads. Later chunks cost more; who has the cheaper share ends up with more. */
 INLINE void attend_many(const struct attention_args *a, const struct attention_params p,
-                        const struct attention_scratch *s, uint32_t worker, uint32_t workers)
+                        const struct attention_scratch *s, struct team team)
 {
     const int64_t group = p.Q_HEADS / p.KV_HEADS, count = a->counts[0], least = (TILE_TOKENS + group - 1) / group;
-    const int64_t fair = count * p.KV_HEADS / (ITEMS_EACH * workers);
+    const int64_t fair = count * p.KV_HEADS / (ITEMS_EACH * team.workers);
     const int64_t chunk = max_i64(1, min_i64(max_i64(fair, least), ITEM_ROWS / group));
     const int64_t chunks = (count + chunk - 1) / chunk, items = chunks * p.KV_HEADS;
-    for (int64_t first = 0, turn = 0; first < items; first += workers, turn ^= 1) {
-        const int64_t item = first + (turn ? workers - 1 - worker : worker);
-        if (item >= items) break;
+    for (int64_t item; (item = take_unit(&team, items, 1)) >= 0;) {
         int64_t t = item % chunks * chunk, end = min_i64(t + chunk, count), head = item / chunks * group;
         while (t < end) {
             int64_t n = 1;
@@ -179,14 +177,13 @@ INLINE void attend_many(const struct attention_args *a, const struct attention_p
     }
 }
 
-INLINE void attention(const struct attention_args *a, uint32_t worker, uint32_t workers,
-                      const struct attention_params p)
+INLINE void attention(const struct attention_args *a, struct team team, const struct attention_params p)
 {
     const int64_t rows = round_up(max_i64(ITEM_ROWS, p.Q_HEADS / p.KV_HEADS), 4);
     const struct attention_scratch s =
-        carve((uint8_t *)a->worker_scratch + worker * a->worker_scratch_stride, rows, p.HEAD_DIM);
+        carve((uint8_t *)a->worker_scratch + team.worker * a->worker_scratch_stride, rows, p.HEAD_DIM);
     if (a->counts[0] <= FEW_TOKENS)
-        attend_few(a, p, &s, worker, workers);
+        attend_few(a, p, &s, team.worker, team.workers);
     else
-        attend_many(a, p, &s, worker, workers);
+        attend_many(a, p, &s, team);
 }

@@ -80,7 +80,7 @@ _SOURCES = Path(__file__).parent
 def translation_unit(level: str, variants: Sequence[Variant]) -> str:
     """Returns the C source of a level's code object: the families in use and one definition per variant."""
     specs = {variant.spec.family: variant.spec for variant in variants}
-    lines = ['#include "prelude.h"', f'#include "{_VECTORS[level]}"', '#include "dots.h"']
+    lines = ['#include "prelude.h"', f'#include "{_VECTORS[level]}"', '#include "dots.h"', '#include "team.h"']
     for family in sorted(specs):
         lines += [specs[family].struct_source(), f'#include "{family}.c"']
     return "\n".join([*lines, *(variant.source() for variant in sorted(variants, key=lambda v: v.symbol))])

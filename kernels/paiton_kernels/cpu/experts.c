@@ -1,5 +1,6 @@
 /* experts: rows times the matrices of the experts that were chosen for them; see experts.py. */
 #include "products.h"
+#include "team.h"
 #include "weighted.h"
 
 /* Entries of a segment: as many as experts.py reserves memory for. */
@@ -138,19 +139,18 @@ INLINE void multiply_segments(const struct experts_args *a, uint32_t worker, uin
 }
 
 /* With few entries, all packed by every worker: it has all products for its outputs, and adds them up by token. */
-INLINE void multiply_and_sum(const struct experts_args *a, uint32_t worker, uint32_t workers,
-                             const struct experts_params p)
+INLINE void multiply_and_sum(const struct experts_args *a, struct team team, const struct experts_params p)
 {
     const int64_t tokens = a->counts[0], entries = tokens * p.TOP_K, units = p.N / UNIT, x_stride = packed_bytes(p.K);
     const struct matrix m = experts_matrix(a, p);
-    float *scratch = (float *)((uint8_t *)a->worker_scratch + worker * a->worker_scratch_stride);
+    float *scratch = (float *)((uint8_t *)a->worker_scratch + team.worker * a->worker_scratch_stride);
     int32_t *lists = (int32_t *)(scratch + round_up(p.K, 64));
     const struct segments s = sort_entries(a->chosen, entries, p, lists);
     float *sums = (float *)((uint8_t *)lists + bytes_of_lists(entries, p));
     struct packed x = {(uint8_t *)(sums + entries * UNIT), 0};
     x.scales = (float *)(x.rows + entries * x_stride);
     pack_entries(a, p, s.entry, entries, PACKED_ROWS, x, scratch);
-    for (int64_t unit = split(units, worker, workers); unit < split(units, worker + 1, workers); unit++) {
+    for (int64_t unit; (unit = take_unit(&team, units, 1)) >= 0;) {
         for (int64_t i = 0; i < s.count; i++)
             for (int64_t t0 = s.first[i]; t0 < s.first[i + 1]; t0 += MAX_DECODE) {
                 const int64_t row = s.expert[i] * p.N + unit * UNIT, batch = min_i64(s.first[i + 1] - t0, MAX_DECODE);
@@ -168,10 +168,10 @@ INLINE void multiply_and_sum(const struct experts_args *a, uint32_t worker, uint
     }
 }
 
-INLINE void experts(const struct experts_args *a, uint32_t worker, uint32_t workers, const struct experts_params p)
+INLINE void experts(const struct experts_args *a, struct team team, const struct experts_params p)
 {
     if (p.EPILOGUE == EXPERTS_EPILOGUE_STORE || p.EPILOGUE == EXPERTS_EPILOGUE_ADD)
-        multiply_and_sum(a, worker, workers, p);
+        multiply_and_sum(a, team, p);
     else
-        multiply_segments(a, worker, workers, p);
+        multiply_segments(a, team.worker, team.workers, p);
 }

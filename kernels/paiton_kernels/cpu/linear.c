@@ -2,6 +2,7 @@
  * for ROPE, SILU and GELU): few activation rows meet stored weights, more meet panels. */
 #include "products.h"
 #include "kv_write.h"
+#include "team.h"
 
 _Static_assert(UNIT == ROPE_COLUMNS, "a unit of a rotary layer is one call of rotate_pairs");
 
@@ -91,64 +92,70 @@ INLINE void epilogue(const struct linear_args *a, const struct linear_params p, 
 /* Scales of one row of activations: one, or one for each block of columns. */
 INLINE int64_t row_scale_count(const struct linear_params p) { return scale_count((enum act)p.ACT, p.K); }
 
-INLINE void linear_decode(const struct linear_args *a, uint32_t worker, uint32_t workers, const struct linear_params p)
+INLINE void linear_decode(const struct linear_args *a, struct team team, const struct linear_params p)
 {
     const int64_t count = a->counts[p.GATHER ? 2 : 0], units = unit_count(p), x_stride = packed_bytes(p.K);
-    uint8_t *x = (uint8_t *)a->worker_scratch + worker * a->worker_scratch_stride;
+    uint8_t *x = (uint8_t *)a->worker_scratch + team.worker * a->worker_scratch_stride;
     float *row_scratch = (float *)(x + MAX_DECODE * x_stride), *scales = row_scratch + round_up(p.K, 64);
     const struct matrix m = linear_matrix(a, p);
     float y[MAX_DECODE][PAIR];
-    for (int64_t t0 = 0; t0 < count; t0 += MAX_DECODE) {
-        int64_t batch = min_i64(count - t0, MAX_DECODE);
-        for (int64_t t = 0; t < batch; t++)
-            pack_row((enum input)p.INPUT, p.NORM_OFFSET, (enum act)p.ACT, PACKED_ROWS, a->x,
-                     p.GATHER ? a->rows[t0 + t] : t0 + t, p.K, a->norm_weight, a->eps, a->input_scale, x + t * x_stride,
-                     row_scratch, scales + t * row_scale_count(p));
-        for (int64_t unit = split(units, worker, workers); unit < split(units, worker + 1, workers); unit++) {
-            struct unit_rows rows = rows_of(p, unit);
-            direct_products(m, rows.low, x, scales, batch, y[0], PAIR);
-            if (is_paired(p)) direct_products(m, rows.high, x, scales, batch, y[0] + UNIT, PAIR);
-            for (int64_t t = 0; t < batch; t++) epilogue(a, p, unit, t0 + t, y[t], scales + t * row_scale_count(p));
+    int64_t t0 = -MAX_DECODE, batch = 0;
+    for (int64_t item; (item = take_unit(&team, units, (count + MAX_DECODE - 1) / MAX_DECODE)) >= 0;) {
+        const int64_t unit = item % units;
+        if (t0 != item / units * MAX_DECODE) { /* another pass */
+            t0 = item / units * MAX_DECODE, batch = min_i64(count - t0, MAX_DECODE);
+            for (int64_t t = 0; t < batch; t++)
+                pack_row((enum input)p.INPUT, p.NORM_OFFSET, (enum act)p.ACT, PACKED_ROWS, a->x,
+                         p.GATHER ? a->rows[t0 + t] : t0 + t, p.K, a->norm_weight, a->eps, a->input_scale,
+                         x + t * x_stride, row_scratch, scales + t * row_scale_count(p));
         }
+        const struct unit_rows rows = rows_of(p, unit);
+        direct_products(m, rows.low, x, scales, batch, y[0], PAIR);
+        if (is_paired(p)) direct_products(m, rows.high, x, scales, batch, y[0] + UNIT, PAIR);
+        for (int64_t t = 0; t < batch; t++) epilogue(a, p, unit, t0 + t, y[t], scales + t * row_scale_count(p));
     }
 }
+
+/* Units that panels are made for at once. */
+INLINE int64_t units_of_item(const struct linear_params p) { return is_paired(p) ? 1 : 2; }
 
 /* Activation rows times panels of a pair's rows, or of two units'. `y` has room for `count` times PAIR products. */
-INLINE void panel_units(const struct linear_args *a, const struct linear_params p, uint32_t worker, uint32_t workers,
-                        const uint8_t *x, const float *scales, int64_t t0, int64_t count, uint8_t *panels, float *y)
+INLINE void panel_item(const struct linear_args *a, const struct linear_params p, int64_t item, int64_t t0,
+                       int64_t count, uint8_t *panels, float *y)
 {
     const struct matrix m = linear_matrix(a, p);
-    const int64_t units = unit_count(p), each = is_paired(p) ? 1 : 2, items = (units + each - 1) / each;
-    for (int64_t item = split(items, worker, workers); item < split(items, worker + 1, workers); item++) {
-        const int64_t unit = item * each, last = min_i64(unit + each, units) - 1;
-        const struct unit_rows rows = rows_of(p, unit);
-        panel_products(m, rows.low, is_paired(p) ? rows.high : rows_of(p, last).low, x, scales, count, panels, y);
-        for (int64_t t = 0; t < count; t++) {
-            const float *x_scale = scales + t * row_scale_count(p);
-            epilogue(a, p, unit, t0 + t, y + t * PAIR, x_scale);
-            if (last > unit) epilogue(a, p, last, t0 + t, y + t * PAIR + UNIT, x_scale);
-        }
+    const int64_t each = units_of_item(p), unit = item * each, last = min_i64(unit + each, unit_count(p)) - 1;
+    const uint8_t *x = (const uint8_t *)a->packed + t0 * packed_bytes(p.K);
+    const float *scales = a->packed_scale + t0 * row_scale_count(p);
+    const struct unit_rows rows = rows_of(p, unit);
+    panel_products(m, rows.low, is_paired(p) ? rows.high : rows_of(p, last).low, x, scales, count, panels, y);
+    for (int64_t t = 0; t < count; t++) {
+        const float *x_scale = scales + t * row_scale_count(p);
+        epilogue(a, p, unit, t0 + t, y + t * PAIR, x_scale);
+        if (last > unit) epilogue(a, p, last, t0 + t, y + t * PAIR + UNIT, x_scale);
     }
 }
 
-INLINE void linear_prefill(const struct linear_args *a, uint32_t worker, uint32_t workers, const struct linear_params p)
+INLINE void linear_prefill(const struct linear_args *a, struct team team, const struct linear_params p)
 {
-    const int64_t count = a->counts[p.GATHER ? 2 : 0], x_stride = packed_bytes(p.K);
+    const int64_t count = a->counts[p.GATHER ? 2 : 0], per_item = units_of_item(p);
+    const int64_t items = (unit_count(p) + per_item - 1) / per_item;
     /* Rows are taken in blocks of about one size that stay in the second cache while panels pass. */
     const int64_t fit = X_BLOCK_BYTES / packed_bytes(min_i64(p.K, SLICE_COLUMNS)) / TILE_TOKENS * TILE_TOKENS;
     const int64_t most = min_i64(max_i64(fit, TILE_TOKENS), PANEL_TOKENS), blocks = (count + most - 1) / most;
     const int64_t each = blocks ? min_i64(round_up((count + blocks - 1) / blocks, TILE_TOKENS), most) : 1;
-    uint8_t *panels = (uint8_t *)a->worker_scratch + worker * a->worker_scratch_stride;
+    uint8_t *panels = (uint8_t *)a->worker_scratch + team.worker * a->worker_scratch_stride;
     float *y = (float *)(panels + panels_bytes(p.K));
-    for (int64_t t0 = 0; t0 < count; t0 += each)
-        panel_units(a, p, worker, workers, (const uint8_t *)a->packed + t0 * x_stride,
-                    a->packed_scale + t0 * row_scale_count(p), t0, min_i64(count - t0, each), panels, y);
+    for (int64_t item; (item = take_unit(&team, items, (count + each - 1) / each)) >= 0;) {
+        const int64_t t0 = item / items * each;
+        panel_item(a, p, item % items, t0, min_i64(count - t0, each), panels, y);
+    }
 }
 
-INLINE void linear(const struct linear_args *a, uint32_t worker, uint32_t workers, const struct linear_params p)
+INLINE void linear(const struct linear_args *a, struct team team, const struct linear_params p)
 {
     if (p.FORM == LINEAR_FORM_DECODE)
-        linear_decode(a, worker, workers, p);
+        linear_decode(a, team, p);
     else
-        linear_prefill(a, worker, workers, p);
+        linear_prefill(a, team, p);
 }

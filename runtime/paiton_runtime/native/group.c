@@ -12,10 +12,12 @@
 /* Kernels keep small arrays on the stack; large ones live in worker scratch. */
 #define STACK_BYTES (1u << 20)
 
+/* On a line of its own: it counts its launches. */
 struct worker {
-    struct paiton_group *group;
+    _Alignas(64) struct paiton_group *group;
     uint32_t rank;
     uint32_t index; /* in the rank's team */
+    uint32_t launches; /* so far, modulo 2^32 */
     pthread_t thread;
 };
 
@@ -28,13 +30,22 @@ struct paiton_group {
     const struct paiton_program *const *programs; /* of the current step; published by `epoch` */
     uint32_t program_count;
     struct worker *all; /* [ranks][workers] */
+    struct paiton_share *shares; /* [2][ranks][workers], of even and odd launches */
     _Alignas(64) _Atomic uint32_t epoch; /* advanced once a step */
     _Atomic uint32_t sleepers;
     struct paiton_barrier everyone;
     struct paiton_barrier teams[]; /* [ranks] */
 };
 
-static void run_calls(const struct worker *self, const struct paiton_program *program) {
+/* Every worker clears its share of the launch after this one, since all have left the one before this. */
+static void run_kernel(struct worker *self, const struct paiton_call *call) {
+    struct paiton_group *group = self->group;
+    uint32_t all = group->ranks * group->workers, team = self->rank * group->workers, turn = self->launches++ & 1u;
+    atomic_store_explicit(&group->shares[(1u - turn) * all + team + self->index].taken, 0, memory_order_relaxed);
+    call->kernel(call->args, self->index, group->workers, group->shares + turn * all + team);
+}
+
+static void run_calls(struct worker *self, const struct paiton_program *program) {
     struct paiton_group *group = self->group;
     const struct paiton_call *call = program->calls + self->rank * program->launches;
     for (uint64_t i = 0; i < program->launches; i++, call++) {
@@ -42,13 +53,13 @@ static void run_calls(const struct worker *self, const struct paiton_program *pr
             paiton_barrier_wait(&group->everyone);
         else if (call->kernel && i != 0)
             paiton_barrier_wait(&group->teams[self->rank]);
-        if (call->kernel) call->kernel(call->args, self->index, group->workers);
+        if (call->kernel) run_kernel(self, call);
     }
 }
 
 /* Programs follow each other like launches with a group barrier; the last barrier ends the step for the caller, who
  * may then publish the next one: nothing of this step is read from the group after it. */
-static void run_step(const struct worker *self) {
+static void run_step(struct worker *self) {
     struct paiton_group *group = self->group;
     const struct paiton_program *const *programs = group->programs;
     uint32_t count = group->program_count;
@@ -59,7 +70,7 @@ static void run_step(const struct worker *self) {
 }
 
 static void *worker_main(void *argument) {
-    const struct worker *self = argument;
+    struct worker *self = argument;
     struct paiton_group *group = self->group;
     for (uint32_t epoch = 0;; epoch++) {
         paiton_wait_change(&group->epoch, epoch, &group->sleepers, group->spins);
@@ -120,16 +131,22 @@ int paiton_group_create(uint32_t ranks, uint32_t workers, uint32_t spin_nanoseco
     atomic_init(&made->sleepers, 0);
     paiton_barrier_init(&made->everyone, ranks * workers, made->spins);
     for (uint32_t rank = 0; rank < ranks; rank++) paiton_barrier_init(&made->teams[rank], workers, made->spins);
-    made->all = calloc((size_t)ranks * workers, sizeof *made->all);
-    if (!made->all) {
+    size_t count = (size_t)ranks * workers;
+    made->all = aligned_alloc(64, count * sizeof *made->all);
+    made->shares = aligned_alloc(64, 2 * count * sizeof *made->shares);
+    if (!made->all || !made->shares) {
+        free(made->shares);
+        free(made->all);
         free(made);
         return -ENOMEM;
     }
+    for (size_t i = 0; i < 2 * count; i++) atomic_init(&made->shares[i].taken, 0);
     for (uint32_t slot = 0; slot < ranks * workers; slot++) {
         struct worker *worker = &made->all[slot];
         worker->group = made;
         worker->rank = slot / workers;
         worker->index = slot % workers;
+        worker->launches = 0;
     }
     int error = start_all(made, cpus);
     if (error) {
@@ -145,6 +162,7 @@ void paiton_group_destroy(struct paiton_group *group) {
     group->stop = 1; /* published by the advance */
     paiton_advance(&group->epoch, &group->sleepers);
     for (uint32_t slot = 1; slot <= group->started; slot++) pthread_join(group->all[slot].thread, NULL);
+    free(group->shares);
     free(group->all);
     free(group);
 }

@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 /* Calling convention, regions, flags and relocation records; equals paiton_artifacts.layout.RUNTIME_ABI. */
-#define PAITON_RUNTIME_ABI 2u
+#define PAITON_RUNTIME_ABI 3u
 
 #define PAITON_REGIONS 5u /* weights, io, scratch, kv, comm */
 #define PAITON_MAX_RANKS 64u
@@ -18,8 +18,14 @@
 
 #define PAITON_EXPORT __attribute__((visibility("default")))
 
-/* A kernel: called by every worker of a rank's team with the same packed arguments; it partitions its own work. */
-typedef void (*paiton_kernel)(const void *args, uint32_t worker, uint32_t workers);
+/* What is taken of a worker's share of a launch: units from its front in the low half, from its back in the high. */
+struct paiton_share {
+    _Alignas(64) _Atomic uint64_t taken;
+};
+
+/* A kernel: called by every worker of a rank's team with the same packed arguments; it partitions its own work, whether
+ * once for all or by counting in `shares`, one for each worker, which begin at zero. */
+typedef void (*paiton_kernel)(const void *args, uint32_t worker, uint32_t workers, struct paiton_share *shares);
 
 enum paiton_launch_flag {
     PAITON_GROUP_BARRIER = 1, /* all workers of all ranks meet before this launch */

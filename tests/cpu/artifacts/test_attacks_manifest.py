@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from paiton_artifacts.errors import BoundsError, ManifestError, PaitonError, UnsupportedVersionError
+from paiton_artifacts.layout import RUNTIME_ABI
 from paiton_artifacts.reader import open_bundle
 from tests.cpu.artifacts.forge import DELETE, Edit, edit_manifest
 
@@ -155,7 +156,7 @@ def test_bounds_error(victim: Path, name: str) -> None:
     refused(victim, edit, BoundsError, words)
 
 
-@pytest.mark.parametrize("abi", [0, 1, 3])
+@pytest.mark.parametrize("abi", [0, RUNTIME_ABI - 1, RUNTIME_ABI + 1])
 def test_another_runtime_abi(victim: Path, abi: int) -> None:
     edit: dict[tuple[str | int, ...], Any] = {("runtime_abi",): abi, ("model",): "whatever that version has here"}
-    refused(victim, edit, UnsupportedVersionError, f"runtime ABI {abi}, this runtime has 2", code=3)
+    refused(victim, edit, UnsupportedVersionError, f"runtime ABI {abi}, this runtime has {RUNTIME_ABI}", code=3)

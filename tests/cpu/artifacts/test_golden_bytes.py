@@ -24,12 +24,12 @@ ZSTD = (1, 5, 7)
 CONTENTS = {
     "blobs/rank-0.bin": "0a33f6c3e2f7caee91e39f5a57f2feb439af2691fc9d29875cb8dfc3a18410ca",
     "blobs/rank-1.bin": "d1ca2905462a5008819f8df74a06bb744cd8404132485c67f4aee874853930bf",
-    "manifest.msgpack": "6229cf1149885ce722620eab88b90fdc5a908f5cd28cfcec93bfd0ab0c8fb539",
+    "manifest.msgpack": "e1b43f64c09fc27a271f4b114ea8a0ba130646df3053f416cf58ee2b7a41ae9d",
     "plans/cpu/forward-t4-r2.plan": "27bfea3176f48a3b01f02183c91f8bcfa40096a56b6e78f63921d97186da88fc",
     "plans/cpu/sample-t8-r2.plan": "feb53dd0be98dbf855af613b6eae831eced0d9a5a11bda05c4f040d039208353",
 }
 COMPRESSED = {
-    "manifest.msgpack": "f49e5912690b6095ab6a17f753995139493124fec5e72505ce4d81cf9fbdc70c",
+    "manifest.msgpack": "64c6a997299f6aa5818ecf588cf5dd31ec9b690a0b8d58b493383a34b00532d5",
     "plans/cpu/forward-t4-r2.plan": "5a0fd776573c00af9d08e762eed5ad312e6c5cc91f78616ce438170fcf93a228",
     "plans/cpu/sample-t8-r2.plan": "9e80e4dfb43456ca4fdde9b89dfeb686be66c4844c57974a35f74cede426077d",
 }

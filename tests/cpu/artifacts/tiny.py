@@ -153,7 +153,7 @@ def manifest(
     steps = (GoldenStep(4, (GoldenLogit(4, 1.5), GoldenLogit(1, -0.25))),)
     return Manifest(
         format_minor=1,
-        runtime_abi=2,
+        runtime_abi=3,
         generator="paiton-aot 0.0.0 (test)",
         model=model,
         source=HubSource("org/tiny", "0123456789abcdef0123456789abcdef01234567"),

@@ -6,6 +6,7 @@ import ctypes
 import mmap
 import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ _LIBC.mmap.restype = ctypes.c_void_p
 _LIBC.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
 _LIBC.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _LIBC.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+SHARE_BYTES = 64
+"""Of a worker's record of what is taken of its share."""
 
 
 class Guarded:
@@ -69,7 +73,7 @@ class Level:
     def run(
         self, variant: Variant, values: Mapping[str, Array | float], *, workers: int = 1, max_tokens: int = 512
     ) -> None:
-        """Calls a kernel once per worker, one after the other, with every array in guarded memory.
+        """Calls a kernel once per worker, each in a thread of its own, with every array in guarded memory.
 
         Args:
             variant: what to call.
@@ -96,7 +100,13 @@ class Level:
             scratch.array((workers * size,), np.dtype(np.uint8)).fill(0xFF)
             packed |= {"worker_scratch": scratch.address, "worker_scratch_stride": size}
         arguments = variant.pack(packed)
-        for worker in range(workers):
-            self._symbols[variant.symbol](arguments, ctypes.c_uint32(worker), ctypes.c_uint32(workers))
+        function, shares = self._symbols[variant.symbol], Guarded(workers * SHARE_BYTES)
+        shares.array((workers * SHARE_BYTES,), np.dtype(np.uint8)).fill(0)
+
+        def work(worker: int) -> None:
+            function(arguments, ctypes.c_uint32(worker), ctypes.c_uint32(workers), ctypes.c_void_p(shares.address))
+
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(work, range(workers)))
         for original, copy, _ in copies:
             original[...] = copy

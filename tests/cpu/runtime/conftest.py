@@ -16,7 +16,7 @@ from paiton_runtime.drivers.cpu import CpuDriver
 from tests.cpu.runtime.plans import MakeDriver
 
 SOURCE = Path(__file__).with_name("kernels.c")
-SYMBOLS = ("ticket", "idle", "increment", "sum", "copy", "echo", "part", "follow", "stray", "nothing")
+SYMBOLS = ("ticket", "idle", "increment", "sum", "copy", "echo", "part", "follow", "stray", "take", "nothing")
 SIZES = RegionSizes(io=1 << 20, scratch=1 << 16, kv=1 << 16, comm=1 << 16)
 WEIGHTS = bytes(range(256)) * 64
 

@@ -69,4 +69,22 @@ void stray(const struct stray_args *a, u32 worker, u32 workers) {
     for (volatile u64 i = s & 7 ? 0 : (s >> 8) % 50000; i; i--) {}
 }
 
+/* Takes units until none is left, from the front of its own share and then from the back of the others', and counts for
+ * each unit how often it was taken; a worker that is late leaves most of its share to the others. */
+struct take_args { u64 *counts; u64 units; u64 *moved; };
+struct share { _Alignas(64) u64 taken; };
+void take(const struct take_args *a, u32 worker, u32 workers, struct share *shares) {
+    for (volatile u64 i = worker ? 0 : 20000; i; i--) {}
+    for (u32 passed = 0; passed < workers; passed++) {
+        u32 owner = (worker + passed) % workers;
+        u64 first = a->units * owner / workers, size = a->units * (owner + 1) / workers - first;
+        for (;;) {
+            u64 one = passed ? 1ull << 32 : 1, old = __atomic_fetch_add(&shares[owner].taken, one, __ATOMIC_RELAXED);
+            if ((old & 0xffffffff) + (old >> 32) >= size) break;
+            a->counts[first + (passed ? size - 1 - (old >> 32) : old & 0xffffffff)]++;
+            if (passed) __atomic_add_fetch(a->moved, 1, __ATOMIC_RELAXED);
+        }
+    }
+}
+
 void nothing(const void *a, u32 worker, u32 workers) { (void)a, (void)worker, (void)workers; }

@@ -65,6 +65,20 @@ def test_no_update_is_lost(make_driver: MakeDriver, ranks: int, workers: int) ->
     assert set(driver.view(Region.COMM, 0, n * 8, "Q").tolist()) == {2 * repeats * workers * steps}
 
 
+@pytest.mark.parametrize(("ranks", "workers"), TEAMS)
+def test_shares_begin_untaken(make_driver: MakeDriver, ranks: int, workers: int) -> None:
+    """Workers take each other's units: in every launch, step and rank each unit is taken once."""
+    units, repeats, steps = 13, 40, 5
+    driver = make_driver(ranks, workers)
+    takes = [launch("take", [0, units, 0], local(0, Region.COMM, 0), local(2, Region.COMM, 8 * units))] * 3
+    graph = driver.build(plan((repeats, [*takes, launch("nothing", [0], flags=RANK0)])))
+    for _ in range(steps):
+        driver.run(graph, graph)
+    *counts, moved = driver.view(Region.COMM, 0, (units + 1) * 8, "Q").tolist()
+    assert counts == [2 * repeats * steps * len(takes)] * units
+    assert (moved > 0) == (workers > 1)
+
+
 def test_an_oversubscribed_group_finishes_in_time(make_driver: MakeDriver) -> None:
     """Twelve threads, thousands of barriers: pure spinning would need a scheduler's time slice for each."""
     driver = make_driver(4, 3)

@@ -8,6 +8,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from threading import Lock
 
 from paiton_artifacts.layout import CHUNK_BYTES
 
@@ -54,7 +55,7 @@ def sha256_of_ranges(
 
 
 class GrowingDigests:
-    """SHA-256 of ranges of a file that is being written: of each as soon as its bytes are final.
+    """SHA-256 of ranges of a file that is being written, which follow the writer: little is left to do when it ends.
 
     Args:
         descriptor: the file, open for reading.
@@ -63,20 +64,72 @@ class GrowingDigests:
     """
 
     def __init__(self, descriptor: int, ranges: Sequence[Range], pool: Executor) -> None:
-        self._descriptor = descriptor
-        self._waiting = deque(ranges)
-        self._pool = pool
-        self._digests: list[Future[str | None]] = []
+        self._all = [_GrowingDigest(descriptor, offset, size, pool) for offset, size in ranges]
+        self._growing = deque(self._all)
 
     def settle(self, end: int) -> None:
         """Tells that all bytes before `end` are final."""
-        while self._waiting and sum(self._waiting[0]) <= end:
-            self._digests.append(self._pool.submit(sha256_of_range, self._descriptor, *self._waiting.popleft()))
+        while self._growing:
+            self._growing[0].settle(end)
+            if end < self._growing[0].end:
+                return
+            self._growing.popleft()
 
     def finish(self) -> list[str | None]:
         """Returns the digests in order, once all bytes are final; None for ranges behind the end of the file."""
         self.settle(sys.maxsize)
-        return [digest.result() for digest in self._digests]
+        return [digest.future.result() for digest in self._all]
+
+
+class _GrowingDigest:
+    """The digest of one range; at most one thread at a time works on it."""
+
+    def __init__(self, descriptor: int, offset: int, size: int, pool: Executor) -> None:
+        self.end = offset + size
+        self.future: Future[str | None] = Future()
+        self._descriptor = descriptor
+        self._pool = pool
+        self._digest = hashlib.sha256()
+        self._position = offset
+        self._final = offset
+        self._busy = False
+        self._lock = Lock()
+
+    def settle(self, end: int) -> None:
+        with self._lock:
+            self._final = max(self._final, min(end, self.end))
+            if self._busy or not self._is_worth_it():
+                return
+            self._busy = True
+        self._pool.submit(self._follow)
+
+    def _is_worth_it(self) -> bool:
+        return self._final == self.end or self._final - self._position >= _BUFFER_BYTES
+
+    def _follow(self) -> None:
+        """Digests what is final, until little is left or all is done."""
+        buffer = memoryview(bytearray(_BUFFER_BYTES))
+        try:
+            while (size := self._next_size()) > 0:
+                count = os.preadv(self._descriptor, [buffer[:size]], self._position)
+                if not count:
+                    self.future.set_result(None)
+                    return
+                self._digest.update(buffer[:count])
+                self._position += count
+        except BaseException as error:
+            self.future.set_exception(error)
+            raise
+
+    def _next_size(self) -> int:
+        """Returns how many bytes to digest next; with 0, another thread may go on from here."""
+        with self._lock:
+            if self._position == self.end:
+                self.future.set_result(self._digest.hexdigest())
+            elif self._is_worth_it():
+                return min(self._final - self._position, _BUFFER_BYTES)
+            self._busy = False
+            return 0
 
 
 def cut_chunks(size: int, boundaries: Sequence[int], limit: int = CHUNK_BYTES) -> list[Range]:

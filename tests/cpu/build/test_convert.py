@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -14,9 +16,11 @@ import pytest
 from paiton_aot import convert
 from paiton_aot.checkpoint import open_checkpoint
 from paiton_aot.checkpoint.files import DIRECT_BYTES, CheckpointFile
+from paiton_aot.checkpoint.read_buffers import CAPACITY, ReadBuffers
 from paiton_aot.lower import lower
 from paiton_aot.options import BuildOptions
 from paiton_aot.quantize import Quantizer
+from paiton_artifacts import digest as digest_module
 from paiton_artifacts.digest import GrowingDigests
 from paiton_artifacts.errors import CheckpointFormatError
 from tests.fp8_checkpoints import FORMATS, configure, quantized
@@ -80,19 +84,50 @@ def test_what_is_settled_is_final(
         assert digest == hashlib.sha256(blobs[rank][:end]).digest(), (rank, end)
 
 
-def test_digests_grow_with_the_file(tmp_path: Path) -> None:
-    content = np.random.default_rng(2).bytes(5000)
+def test_digests_grow_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digest_module, "_BUFFER_BYTES", 64)
+    draw = np.random.default_rng(2)
+    content = draw.bytes(5000)
     ranges = [(0, 1000), (1000, 2500), (3500, 1500), (5000, 10)]
     with (tmp_path / "blob").open("w+b", buffering=0) as file, ThreadPoolExecutor(2) as pool:
         digests = GrowingDigests(file.fileno(), ranges, pool)
-        for end in (999, 1000, 3499, 3500):
+        for end in (999, 1000, *sorted(draw.integers(1000, 5000, 50).tolist()), 5000):
             file.write(content[file.tell() : end])
             digests.settle(end)
-            file.write(bytes(50))  # what comes later is not looked at
-            file.seek(end)
-        file.write(content[3500:])
+            os.pwrite(file.fileno(), bytes(5000 - end), end)  # what comes later is not looked at
         wanted = [hashlib.sha256(content[at : at + size]).hexdigest() for at, size in ranges[:3]]
         assert digests.finish() == [*wanted, None]
+
+
+def test_digests_do_not_wait_for_the_end_of_their_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    monkeypatch.setattr(digest_module, "_BUFFER_BYTES", 64)
+    preadv = os.preadv
+
+    def read(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        taken.append(offset)
+        return preadv(descriptor, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", read)
+    with (tmp_path / "blob").open("w+b", buffering=0) as file:
+        file.write(bytes(1000))
+        with ThreadPoolExecutor(1) as pool:
+            digests = GrowingDigests(file.fileno(), [(0, 1000)], pool)
+            digests.settle(100)
+            digests.settle(127)
+            pool.submit(int).result()  # what came before is done
+            assert taken == [0], "63 bytes are too few to go on for"
+            digests.settle(700)
+            pool.submit(int).result()
+            assert taken == list(range(0, 577, 64))
+            assert digests.finish() == [hashlib.sha256(bytes(1000)).hexdigest()]
+
+
+def test_a_digest_that_fails_is_told(tmp_path: Path) -> None:
+    with (tmp_path / "blob").open("wb", buffering=0) as unreadable, ThreadPoolExecutor(1) as pool:
+        digests = GrowingDigests(unreadable.fileno(), [(0, 1000)], pool)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            digests.finish()
 
 
 @pytest.mark.parametrize("offset", [0, 8, 4096, 5001])
@@ -108,5 +143,32 @@ def test_reads_around_the_page_cache(offset: int, tmp_path: Path, monkeypatch: p
         path.write_bytes(content[: offset + 4096])
         with pytest.raises(CheckpointFormatError, match="truncated"):
             file.read(offset, DIRECT_BYTES)
+    finally:
+        file.close()
+
+
+def test_buffers_are_used_again_once_nothing_refers_to_them() -> None:
+    buffers = ReadBuffers()
+    first = buffers.take(1000)
+    first[:] = 1
+    address, row = first.ctypes.data, first[:800].view(np.uint16).reshape(20, 20)[7]
+    del first
+    second = buffers.take(CAPACITY)
+    second[:] = 2
+    assert address % mmap.PAGESIZE == second.ctypes.data % mmap.PAGESIZE == 0
+    assert (row == 0x0101).all()
+    del row
+    assert buffers.take(5000).ctypes.data == address
+    assert len(buffers.take(CAPACITY + 1)) == CAPACITY + 1
+
+
+def test_reads_of_several_threads_keep_to_themselves(tmp_path: Path) -> None:
+    path, size = tmp_path / "file", DIRECT_BYTES + 12
+    path.write_bytes(b"".join(bytes([index]) * size for index in range(32)))
+    file = CheckpointFile(path)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            for index, block in enumerate(pool.map(lambda index: file.read(index * size, size), range(32))):
+                assert block.tobytes() == bytes([index]) * size
     finally:
         file.close()

@@ -59,6 +59,7 @@ class Weed(Server):
             "-master.volumeSizeLimitMB=64",
             "-master.electionTimeout=1s",
             "-volume.max=100",
+            "-volume.minFreeSpace=100MiB",  # else a hundredth of the disk, however large it is
         ]
 
     def answers(self) -> bool:
